@@ -1,0 +1,163 @@
+"""What the command-line programs share: flags and configs, and mistakes as one line with exit code 2.
+
+A program is a module with `main(settings) -> int`. Its flags live in an object of their own, made when it runs, so
+importing a program defines nothing and reads nothing.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from kvjax.errors import UserError, unknown
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder that holds `configs/` and `models/`: the checkout, or where the packages were installed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a program was asked to do.
+
+    Attributes:
+      config: the run's config, locked, overrides applied; empty for a program without one.
+      config_name: the file that it came from.
+      flags: the program's flags by name.
+      words: what stood on the command line beside flags.
+    """
+
+    config: ConfigDict
+    config_name: str
+    flags: flags.FlagValues
+    words: tuple[str, ...]
+
+
+def run(
+    main: Callable[[Settings], int],
+    *,
+    usage: str,
+    define_flags: Callable[[flags.FlagValues], None],
+    default_config: str | None = None,
+    allows_words: bool = False,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses flags, runs a program and returns its exit code.
+
+    Args:
+      main: the program.
+      usage: what `--help` prints before the flags.
+      define_flags: defines the program's own flags on the object that it is given.
+      default_config: path of a config relative to the project's root; None for a program without a config.
+      allows_words: whether words beside flags are taken.
+      argv: the command line, program name first; None for the process's own.
+
+    Returns:
+      0 if all went well, 2 after a mistake in the input, 130 after an interrupt.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        settings = _parse(argv, usage, define_flags, default_config)
+        if settings is None:
+            return 0
+        if settings.words and not allows_words:
+            raise UserError(f"Unexpected argument '{settings.words[0]}': every option is written --name=value.")
+        return main(settings)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parse(argv: list[str], usage: str, define_flags: Callable, default_config: str | None) -> Settings | None:
+    """Reads the command line; prints the help text and returns None where that was asked for."""
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "Print this text.", flag_values=values, short_name="h")
+    define_flags(values)
+    if {"--help", "-h"} & set(argv):
+        config_help = "" if default_config is None else f"{_CONFIG_HELP}    (default: {default_config})\n"
+        print(f"{usage.strip()}\n\n{config_help}{values.main_module_help()}")
+        return None
+    config_path = ""
+    if default_config is not None:
+        argv, config_path = _define_config(values, argv, default_config)
+    try:
+        words = tuple(values(argv)[1:])
+    except flags.Error as error:
+        raise UserError(f"{error}. Try --help.") from error
+    config = ConfigDict() if default_config is None else values["config"].value
+    return Settings(config, config_path, values, words)
+
+
+_CONFIG_HELP = """  --config: file with the run's settings; --config.NAME=VALUE overrides one of them.
+"""
+
+
+def _define_config(values: flags.FlagValues, argv: list[str], default: str) -> tuple[list[str], str]:
+    """Defines --config; its file is loaded once without overrides, so that a wrong name is found here."""
+    given, rest = _take_config_argument(argv)
+    path = find_file(given or default, "config")
+    scratch = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", str(path), flag_values=scratch, sys_argv=argv[:1])
+        scratch(argv[:1])
+        known = scratch["config"].value
+    except flags.Error as error:
+        raise UserError(f"The config {path} does not load: {str(error).splitlines()[-1]}") from error
+    for argument in rest:
+        if override := re.match(r"--(?:no)?config\.([\w.\[\]]+)", argument):
+            _check_field(known, override.group(1))
+    try:
+        config_flags.DEFINE_config_file("config", str(path), flag_values=values, sys_argv=rest, lock_config=True)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"A value for the config {path} does not fit: {error}") from error
+    return rest, str(path)
+
+
+def _take_config_argument(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Splits `--config=FILE` or `--config FILE` off the command line."""
+    given, rest, skip = None, [], False
+    for index, argument in enumerate(argv):
+        if skip:
+            skip = False
+        elif argument.startswith("--config="):
+            given = argument.removeprefix("--config=")
+        elif argument == "--config" and index + 1 < len(argv):
+            given, skip = argv[index + 1], True
+        else:
+            rest.append(argument)
+    return given, rest
+
+
+def _check_field(config: ConfigDict, dotted: str) -> None:
+    """Refuses an override of a field that the config does not have."""
+    parent, seen = config, []
+    for name in dotted.split("."):
+        seen.append(name)
+        if not isinstance(parent, ConfigDict) or name not in parent:
+            names = parent.keys() if isinstance(parent, ConfigDict) else ()
+            prefix = "".join(f"{part}." for part in seen[:-1])
+            raise unknown("config field", prefix + name, [prefix + known for known in names])
+        parent = parent.get_ref(name).get() if name in parent else None
+
+
+def find_file(name: str, kind: str) -> Path:
+    """The path of a file or folder named relative to here or to the project's root.
+
+    Args:
+      name: the path.
+      kind: what it is, for the message.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    given = Path(name).expanduser()
+    for path in (given, ROOT / given):
+        if path.exists():
+            return path
+    raise UserError(f"There is no {kind} '{name}', neither here nor in {ROOT}. Check the path.")

@@ -1,0 +1,41 @@
+"""The glossary: one letter, one meaning, in annotations, einsum strings and comments alike.
+
+| letter | axis |
+| --- | --- |
+| `B` | sequences (rows of a batch) |
+| `T` | new tokens in this call |
+| `S` | slots in a cache segment |
+| `N` | query heads |
+| `K` | key/value heads |
+| `G` | query heads per key/value head, N / K |
+| `D` | head size |
+| `P` | sinks, the first tokens of a sequence |
+| `W` | recent window |
+| `U` | tokens per round |
+| `L` | layers |
+| `M` | model width |
+| `F` | feed-forward width |
+| `V` | vocabulary |
+
+`H` is not used: JAX takes it for head size and others for heads. A **slot** is a place in a cache segment, a
+**position** is a token's absolute index in its sequence; they are never the same thing once eviction has begun.
+"""
+
+from jaxtyping import Array, Float, Int, Key
+
+EMPTY = -1
+"""The position of a slot that holds no token, and of a padding token."""
+
+Tokens = Int[Array, "B T"]
+Positions = Int[Array, "B T"]
+Lengths = Int[Array, "B"]
+Activations = Float[Array, "B T M"]
+Queries = Float[Array, "B T N D"]
+NewKeys = Float[Array, "B T K D"]
+NewValues = Float[Array, "B T K D"]
+CachedKeys = Float[Array, "B K S D"]
+CachedValues = Float[Array, "B K S D"]
+SlotPositions = Int[Array, "B S"]
+Logits = Float[Array, "B T V"]
+LastLogits = Float[Array, "B V"]
+RowKeys = Key[Array, "B"]
