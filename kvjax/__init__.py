@@ -1,0 +1,27 @@
+"""kvjax compresses the key/value cache of large language models in JAX."""
+
+from kvjax.cache import KVCache, device_bytes
+from kvjax.decoding import compressed_decode, init_cache, prefill
+from kvjax.errors import UserError
+from kvjax.generation import Generator, generate
+from kvjax.policy import Policy, parse_policy
+from kvjax.sampling import Sampling
+from kvjax.sharding import make_mesh
+from kvjax.text import Tokenizer, load_tokenizer
+
+__all__ = [
+    "Generator",
+    "KVCache",
+    "Policy",
+    "Sampling",
+    "Tokenizer",
+    "UserError",
+    "compressed_decode",
+    "device_bytes",
+    "generate",
+    "init_cache",
+    "load_tokenizer",
+    "make_mesh",
+    "parse_policy",
+    "prefill",
+]

@@ -75,7 +75,7 @@ def published_config(name: str) -> ModelConfig:
     if name not in sizes:
         raise unknown("published model", name, sizes)
     family = sizes[name]
-    return parse_config({"model_type": family, **FAMILIES.get(family).sizes[name]}, source=name)
+    return parse_config({"model_type": family, "dtype": "bfloat16", **FAMILIES.get(family).sizes[name]}, source=name)
 
 
 def parse_config(fields: Mapping[str, Any], *, source: str) -> ModelConfig:

@@ -44,7 +44,7 @@ def decode_attention(
         # The last block is moved back to end with the segment; the slots that it shares with its neighbour are
         # left to the neighbour.
         start = jnp.minimum(index * block, num_slots - block)
-        fresh = start + jnp.arange(block, dtype=jnp.int32) >= index * block
+        fresh = (start + jnp.arange(block, dtype=jnp.int32) >= index * block)[None, None]
         block_positions = jax.lax.dynamic_slice_in_dim(key_positions, start, block, axis=1)
         visible = _visible(query_positions, block_positions) & fresh  # B T S
         block_keys = jax.lax.dynamic_slice_in_dim(keys, start, block, axis=2)

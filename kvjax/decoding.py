@@ -1,0 +1,159 @@
+"""The three functions that a JAX program calls: make a cache, fill it with prompts, decode with it.
+
+    model = models.load_model("Qwen3-8B")
+    cache = kvjax.init_cache(model, "full", batch=2, max_tokens=4096)
+    logits, cache = kvjax.prefill(model, cache, prompts, lengths=lengths)     # logits of each row's last token
+    logits, cache = kvjax.compressed_decode(model, cache, tokens)             # T >= 1 tokens a row
+
+`params` is the Flax model itself, a pytree; any model that fits `LanguageModel` will do. Both functions are compiled
+and donate the cache: the one that went in must not be used again.
+"""
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from kvjax import axes
+from kvjax.cache import KVCache, LayerCache, ModelShape, empty_cache, new_positions
+from kvjax.errors import UserError
+from kvjax.policy import Policy, parse_policy
+from kvjax.sharding import Placement
+
+
+class LanguageModel(Protocol):
+    """What decoding needs of a model: a pytree with these members."""
+
+    cache_shape: ModelShape
+    placement: Placement
+
+    def __call__(
+        self,
+        tokens: axes.Tokens,
+        *,
+        positions: axes.Positions,
+        layers: tuple[LayerCache, ...] | None,
+        phase: str,
+    ) -> tuple[axes.Activations, tuple[LayerCache, ...] | None]:
+        """Runs new tokens through the layers, phase "prefill" or "decode"; returns activations and caches."""
+
+    def logits(self, hidden: axes.Activations) -> axes.Logits:
+        """Scores of the next token."""
+
+
+def init_cache(model: LanguageModel, policy: str | Policy = "full", *, batch: int, max_tokens: int) -> KVCache:
+    """Makes an empty cache for a model, on the model's device(s).
+
+    Args:
+      model: the model, concrete or abstract.
+      policy: what the cache keeps, e.g. "full".
+      batch: B, sequences decoded together, at least 1.
+      max_tokens: tokens that a sequence may see in all, prompt and new ones, at least 1.
+
+    Returns:
+      An empty `KVCache`.
+
+    Raises:
+      UserError: the policy is unknown, a number is below 1, or the model's sliding window is shorter than
+        `max_tokens`.
+    """
+    policy = parse_policy(policy)
+    for name, value in (("batch", batch), ("max_tokens", max_tokens)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1.")
+    window = getattr(getattr(model, "config", None), "sliding_window", None)
+    if window is not None and max_tokens > window:
+        raise UserError(
+            f"The model attends within a sliding window of {window} tokens, which is not supported beyond the window: "
+            f"max_tokens must be at most {window}, not {max_tokens}."
+        )
+    return empty_cache(
+        model.cache_shape, policy=policy, batch=batch, max_tokens=max_tokens, placement=model.placement
+    )
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def prefill(
+    params: LanguageModel, cache: KVCache, tokens: axes.Tokens, *, lengths: axes.Lengths | None = None
+) -> tuple[axes.LastLogits, KVCache]:
+    """Runs whole prompts and fills an empty cache with them.
+
+    Args:
+      params: the model.
+      cache: an empty cache; donated.
+      tokens: `B T` int32, prompts from the left, any token of the vocabulary as padding on the right.
+      lengths: `B` int32, each row's tokens, 1 to T; None if all are T.
+
+    Returns:
+      The logits after each row's last token, `B V` float32, and the cache.
+
+    Raises:
+      UserError: T exceeds the cache's `max_tokens`, or B is not its batch.
+    """
+    _check_tokens(cache, tokens)
+    lengths = _full_lengths(tokens) if lengths is None else lengths.astype(jnp.int32)
+    hidden, cache = _forward(params, cache, tokens, lengths=lengths, phase="prefill")
+    last = jnp.maximum(lengths - 1, 0)[:, None, None]  # B 1 1
+    last_hidden = jnp.take_along_axis(hidden, last, axis=1)  # B 1 M
+    return params.logits(last_hidden)[:, 0], cache
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def compressed_decode(
+    params: LanguageModel, cache: KVCache, tokens: axes.Tokens, *, lengths: axes.Lengths | None = None
+) -> tuple[axes.Logits, KVCache]:
+    """Decodes T new tokens a row with the cache, and adds them to it.
+
+    Args:
+      params: the model.
+      cache: the cache so far; donated.
+      tokens: `B T` int32, T at least 1: the next tokens of each row.
+      lengths: `B` int32, how many of the T count in each row, 0 to T, from the left; None if all do. A row of length
+        0 stays as it is.
+
+    Returns:
+      Logits after each token, `B T V` float32 (without meaning past a row's length), and the cache. A row that would
+      see more than `max_tokens` tokens gets NaN: there is no room, and nothing wrong is returned in silence.
+
+    Raises:
+      UserError: T exceeds the cache's `max_tokens`, or B is not its batch.
+    """
+    _check_tokens(cache, tokens)
+    return decode_step(params, cache, tokens, lengths=_full_lengths(tokens) if lengths is None else lengths)
+
+
+def decode_step(
+    params: LanguageModel, cache: KVCache, tokens: axes.Tokens, *, lengths: axes.Lengths
+) -> tuple[axes.Logits, KVCache]:
+    """`compressed_decode` without the compilation of its own, to be called inside a compiled loop."""
+    hidden, cache = _forward(params, cache, tokens, lengths=lengths.astype(jnp.int32), phase="decode")
+    overflows = (cache.num_seen > cache.max_tokens)[:, None, None]
+    return jnp.where(overflows, jnp.nan, params.logits(hidden)), cache
+
+
+def _forward(
+    params: LanguageModel, cache: KVCache, tokens: axes.Tokens, *, lengths: axes.Lengths, phase: str
+) -> tuple[axes.Activations, KVCache]:
+    """Runs the model over new tokens; returns activations and the cache that has seen them."""
+    positions = new_positions(cache, lengths, tokens.shape[1])
+    hidden, layers = params(tokens, positions=positions, layers=cache.layers, phase=phase)
+    num_seen = cache.placement.constrain(cache.num_seen + lengths, "B")
+    return hidden, dataclasses.replace(cache, layers=layers, num_seen=num_seen)
+
+
+def _full_lengths(tokens: axes.Tokens) -> axes.Lengths:
+    return jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
+
+
+def _check_tokens(cache: KVCache, tokens: axes.Tokens) -> None:
+    """Refuses tokens that cannot fit; shapes only, so it costs nothing in compiled code."""
+    batch = cache.num_seen.shape[0]
+    if tokens.ndim != 2 or tokens.shape[0] != batch or tokens.shape[1] < 1:
+        raise UserError(f"tokens have shape {tokens.shape}; the cache expects ({batch}, T) with T at least 1.")
+    if tokens.shape[1] > cache.max_tokens:
+        raise UserError(
+            f"{tokens.shape[1]} tokens do not fit in a cache of max_tokens={cache.max_tokens}: "
+            "make the cache with more, or shorten the prompt."
+        )

@@ -1,0 +1,73 @@
+"""Checkpoint folders: a local one, or a hub name that is downloaded once."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from kvjax.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """The folder of a checkpoint.
+
+    Args:
+      name: a folder, relative to here or to the project's root, or a hub name such as "Qwen/Qwen3-8B", which is
+        downloaded through huggingface_hub where that is installed.
+
+    Raises:
+      UserError: there is no such folder, and the name cannot be downloaded.
+    """
+    given = Path(name).expanduser()
+    for path in (given, ROOT / given):
+        if path.is_dir():
+            return path
+        if path.is_file():
+            raise UserError(f"{path} is a file; give the folder that holds config.json and the weights.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise UserError(f"There is no checkpoint folder '{name}'; give a folder or a hub name such as Qwen/Qwen3-8B.")
+    return _download(str(name))
+
+
+def _download(name: str) -> Path:
+    """Downloads a checkpoint, or finds it in the hub's local cache."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(
+            f"There is no folder '{name}', and downloading it needs huggingface_hub: pip install 'kvjax[hub]'."
+        ) from error
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
+    except Exception as error:  # the library's errors share no base: network, permission, unknown name
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"There is no folder '{name}', and downloading it failed: {first_line} Check the name, the network and "
+            "your access, or give a local folder."
+        ) from error
+
+
+def read_json(path: Path, *, default: Any = None) -> Any:
+    """Reads a JSON object.
+
+    Args:
+      path: the file.
+      default: what a missing file gives; None makes it an error.
+
+    Raises:
+      UserError: the file is missing without a default, or is not a JSON object.
+    """
+    if not path.exists():
+        if default is None:
+            raise UserError(f"There is no {path}.")
+        return default
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; a JSON object was expected.")
+    return content

@@ -1,0 +1,318 @@
+"""Generates text: prefill once, then several decode steps per dispatch, so that Python is out of the loop.
+
+    prompts -> padded to a bucket -> prefill -> first token
+            -> decode `steps_per_dispatch` tokens in one compiled loop -> a block of tokens for the caller -> ...
+
+A row that met a stop token takes no more tokens: it writes nothing into the cache and yields padding. The loop ends
+when all rows have stopped. One compiled loop serves the whole generation; prompts compile once per bucket of lengths.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax import axes
+from kvjax.cache import KVCache
+from kvjax.decoding import LanguageModel, decode_step, init_cache, prefill
+from kvjax.errors import UserError
+from kvjax.policy import Policy
+from kvjax.sampling import Sampling, check_sampling, sample
+
+PADDING = -1
+"""What a row yields after its stop token."""
+
+_LEAST_BUCKET = 16
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("cache", "tokens", "stopped", "keys"), meta_fields=()
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeState:
+    """What the token loop carries.
+
+    Attributes:
+      cache: everything seen so far, the newest token not among it.
+      tokens: `B` int32, the newest token of each row, still to be fed.
+      stopped: `B` bool, rows that take no more tokens.
+      keys: `B` PRNG keys, one a row; a draw folds the position in.
+    """
+
+    cache: KVCache
+    tokens: jax.Array
+    stopped: jax.Array
+    keys: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of one generation, compilation apart.
+
+    Attributes:
+      compile_seconds: compilation of what had not been compiled yet.
+      prefill_seconds: from the prompts to the first token.
+      decode_seconds: from there to the last token.
+      decode_steps: compiled steps run after the first token.
+    """
+
+    compile_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    decode_steps: int = 0
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "stop_tokens"), donate_argnames="cache")
+def _start(
+    params: LanguageModel,
+    cache: KVCache,
+    tokens: axes.Tokens,
+    *,
+    lengths: axes.Lengths,
+    keys: axes.RowKeys,
+    sampling: Sampling,
+    stop_tokens: tuple[int, ...],
+) -> DecodeState:
+    """Prefills and draws the first token; rows of length 0 are idle and count as stopped."""
+    logits, cache = prefill(params, cache, tokens, lengths=lengths)
+    first = sample(logits, _draw_keys(keys, cache), sampling=sampling)
+    stopped = _is_stop(first, stop_tokens) | (lengths == 0)
+    return DecodeState(cache=cache, tokens=first, stopped=stopped, keys=keys)
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "sampling", "stop_tokens"), donate_argnames="state")
+def _decode_block(
+    params: LanguageModel,
+    state: DecodeState,
+    limit: jax.Array,
+    *,
+    num_steps: int,
+    sampling: Sampling,
+    stop_tokens: tuple[int, ...],
+) -> tuple[DecodeState, jax.Array]:
+    """Decodes up to min(limit, num_steps) tokens a row; returns them as `B num_steps`, padded with -1."""
+
+    def step(carry: tuple[jax.Array, DecodeState, jax.Array]) -> tuple[jax.Array, DecodeState, jax.Array]:
+        index, state, block = carry
+        lengths = jnp.where(state.stopped, 0, 1).astype(jnp.int32)
+        logits, cache = decode_step(params, state.cache, state.tokens[:, None], lengths=lengths)
+        drawn = sample(logits[:, 0], _draw_keys(state.keys, cache), sampling=sampling)
+        token = jnp.where(state.stopped, PADDING, drawn)
+        stopped = state.stopped | _is_stop(drawn, stop_tokens)
+        feed = jnp.where(state.stopped, state.tokens, drawn)
+        block = jax.lax.dynamic_update_slice(block, token[:, None], (0, index))
+        return index + 1, DecodeState(cache=cache, tokens=feed, stopped=stopped, keys=state.keys), block
+
+    def goes_on(carry: tuple[jax.Array, DecodeState, jax.Array]) -> jax.Array:
+        index, state, _ = carry
+        return (index < jnp.minimum(limit, num_steps)) & ~jnp.all(state.stopped)
+
+    block = jnp.full((state.tokens.shape[0], num_steps), PADDING, jnp.int32)
+    _, state, block = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, block))
+    return state, block
+
+
+def _draw_keys(keys: axes.RowKeys, cache: KVCache) -> axes.RowKeys:
+    """A key for each row's next draw: it depends on the row's seed and position alone."""
+    return jax.vmap(jax.random.fold_in)(keys, cache.num_seen)
+
+
+def _is_stop(tokens: jax.Array, stop_tokens: tuple[int, ...]) -> jax.Array:
+    """Whether each token is one to stop at."""
+    if not stop_tokens:
+        return jnp.zeros(tokens.shape, jnp.bool_)
+    return jnp.any(tokens[:, None] == jnp.asarray(stop_tokens, jnp.int32)[None, :], axis=1)
+
+
+class Generator:
+    """Generates batches of one shape with one set of compiled functions.
+
+    Args:
+      model: the model.
+      policy: what the cache keeps.
+      batch: B, rows decoded together; a call with fewer prompts leaves rows idle.
+      max_tokens: tokens, prompt and new ones together, that a row may see.
+      sampling: how tokens are drawn.
+      stop_tokens: ids that end a row; the one that it met is its last token.
+      steps_per_dispatch: decode steps per compiled call, which is how often tokens arrive.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        policy: str | Policy = "full",
+        batch: int,
+        max_tokens: int,
+        sampling: Sampling = Sampling(),
+        stop_tokens: Sequence[int] = (),
+        steps_per_dispatch: int = 16,
+    ):
+        check_sampling(sampling)
+        if steps_per_dispatch < 1:
+            raise UserError(f"steps_per_dispatch is {steps_per_dispatch}; it must be at least 1.")
+        self._model, self._policy = model, policy
+        self._batch, self._max_tokens = batch, max_tokens
+        self._rule = {"sampling": sampling, "stop_tokens": tuple(sorted(set(stop_tokens)))}
+        self._steps_per_dispatch = steps_per_dispatch
+        self._compiled: dict[str | int, jax.stages.Compiled] = {}
+        self.timing = Timing()
+        """Of the newest generation; complete when its stream has ended."""
+        self.cache: KVCache | None = None
+        """The cache as the newest stream left it; valid until the next dispatch donates it."""
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, seeds: Sequence[int] = ()
+    ) -> Iterator[np.ndarray]:
+        """Generates; yields blocks of new tokens as they come.
+
+        Args:
+          prompts: 1 to B prompts, token ids, none empty.
+          max_new_tokens: most new tokens a row, at least 1.
+          seeds: one a prompt, for sampling; 0, 1, ... where absent.
+
+        Yields:
+          `len(prompts) n` int32, n at most `steps_per_dispatch`; -1 after a row's stop token. The first block is the
+          one token that the prompt itself gives.
+
+        Raises:
+          UserError: a prompt is empty, or does not fit `max_tokens` with its new tokens.
+        """
+        check_prompts(prompts, max_tokens=self._max_tokens, max_new_tokens=max_new_tokens, batch=self._batch)
+        self.timing = Timing()
+        state = self._first(prompts, seeds)
+        yield np.asarray(state.tokens)[: len(prompts), None]
+        remaining, since = max_new_tokens - 1, time.monotonic()
+        spent = 0.0
+        while remaining > 0 and not bool(np.all(np.asarray(state.stopped))):
+            steps = self._block_function(state)
+            since = time.monotonic()
+            state, block = steps(self._model, state, np.int32(remaining))
+            rows = np.asarray(block)[: len(prompts)]
+            spent += time.monotonic() - since
+            self.cache = state.cache
+            used = min(remaining, self._steps_per_dispatch, _width(rows))
+            remaining -= used
+            self.timing = dataclasses.replace(
+                self.timing, decode_seconds=spent, decode_steps=self.timing.decode_steps + used
+            )
+            yield rows[:, :used]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, seeds: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """Generates to the end; arguments as for `stream`. Returns each prompt's new tokens, stop token included."""
+        blocks = list(self.stream(prompts, max_new_tokens=max_new_tokens, seeds=seeds))
+        rows = np.concatenate(blocks, axis=1)
+        return [row[row != PADDING].tolist() for row in rows]
+
+    def memory(self) -> dict[str, int]:
+        """What the compiled decode loop needs besides its arguments, bytes per device; after a generation."""
+        analysis = self._compiled["block"].memory_analysis()
+        return {"temporary_bytes": analysis.temp_size_in_bytes, "aliased_bytes": analysis.alias_size_in_bytes}
+
+    def _first(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> DecodeState:
+        """Prefills the prompts, padded to a bucket of lengths, and draws the first tokens."""
+        lengths = np.zeros(self._batch, np.int32)
+        lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
+        bucket = min(max(_LEAST_BUCKET, 1 << (int(lengths.max()) - 1).bit_length()), self._max_tokens)
+        tokens = np.zeros((self._batch, bucket), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = prompt
+        row_seeds = np.zeros(self._batch, np.uint32)
+        row_seeds[: len(prompts)] = seeds if seeds else range(len(prompts))
+        self.cache = None  # the last one is freed before the next is made
+        cache = init_cache(self._model, self._policy, batch=self._batch, max_tokens=self._max_tokens)
+        put = self._model.placement.put
+        arguments = {"lengths": put(lengths, "B"), "keys": jax.vmap(jax.random.key)(put(row_seeds, "B"))}
+        placed = put(tokens, "B T")
+        started = self._compile(bucket, _start, self._model, cache, placed, **arguments, **self._rule)
+        since = time.monotonic()
+        state = jax.block_until_ready(started(self._model, cache, placed, **arguments))
+        self.cache = state.cache
+        self.timing = dataclasses.replace(self.timing, prefill_seconds=time.monotonic() - since)
+        return state
+
+    def _block_function(self, state: DecodeState) -> jax.stages.Compiled:
+        """The compiled token loop."""
+        static = {"num_steps": self._steps_per_dispatch, **self._rule}
+        return self._compile("block", _decode_block, self._model, state, np.int32(0), **static)
+
+    def _compile(self, name: str | int, function, *args, **kwargs) -> jax.stages.Compiled:
+        """Compiles a function once per name and counts the time."""
+        if name not in self._compiled:
+            since = time.monotonic()
+            self._compiled[name] = function.lower(*args, **kwargs).compile()
+            spent = self.timing.compile_seconds + time.monotonic() - since
+            self.timing = dataclasses.replace(self.timing, compile_seconds=spent)
+        return self._compiled[name]
+
+
+def _width(rows: np.ndarray) -> int:
+    """Columns up to the last one in which some row has a token."""
+    filled = np.flatnonzero((rows != PADDING).any(axis=0))
+    return int(filled[-1]) + 1 if filled.size else 0
+
+
+def check_prompts(
+    prompts: Sequence[Sequence[int]], *, max_tokens: int, max_new_tokens: int, batch: int | None = None
+) -> None:
+    """Raises `UserError` for prompts that cannot be generated from; see `Generator.stream`."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    if not prompts or (batch is not None and len(prompts) > batch):
+        raise UserError(f"{len(prompts)} prompts came; expected 1 to {batch}.")
+    for index, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise UserError(f"Prompt {index} is empty; give at least one token.")
+        # The last new token is never fed, so it needs no room.
+        if len(prompt) + max_new_tokens - 1 > max_tokens:
+            raise UserError(
+                f"Prompt {index} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it needs "
+                f"max_tokens of at least {len(prompt) + max_new_tokens - 1}, and it is {max_tokens}."
+            )
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    policy: str | Policy = "full",
+    sampling: Sampling = Sampling(),
+    stop_tokens: Sequence[int] = (),
+    seed: int = 0,
+) -> list[list[int]]:
+    """Generates from prompts of any lengths, all in one batch.
+
+    Args:
+      model: the model.
+      prompts: token ids, none empty.
+      max_new_tokens: most new tokens a prompt, at least 1.
+      policy: what the cache keeps.
+      sampling: how tokens are drawn; greedy by default.
+      stop_tokens: ids that end a row.
+      seed: for sampling; row i draws with seed + i.
+
+    Returns:
+      Each prompt's new tokens, the stop token included where one was met.
+
+    Raises:
+      UserError: no prompts, an empty one, or a value out of range.
+    """
+    longest = max((len(prompt) for prompt in prompts), default=1)
+    generator = Generator(
+        model,
+        policy=policy,
+        batch=max(len(prompts), 1),
+        max_tokens=longest + max(max_new_tokens, 1),
+        sampling=sampling,
+        stop_tokens=stop_tokens,
+    )
+    return generator.generate(
+        prompts, max_new_tokens=max_new_tokens, seeds=range(seed, seed + len(prompts))
+    )

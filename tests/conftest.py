@@ -1,0 +1,31 @@
+"""Strictness for all tests, and the fixtures that many share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from pathlib import Path  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real tokenizers, configs and texts that lies beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the data folder {SHARED_DATA}, which is not part of the tree")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Checkpoints and arrays that other programs wrote."""
+    return ROOT / "tests" / "golden"
