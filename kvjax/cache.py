@@ -17,6 +17,7 @@ donate the old one, so that its buffers are updated in place.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -229,3 +230,24 @@ def device_bytes(tree: Any) -> int:
     """Bytes that the buffers of a pytree take on all devices together, as the devices report them."""
     buffers = [shard.data for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
     return sum(buffer.on_device_size_in_bytes() for buffer in buffers)
+
+
+def full_cache_bytes(cache: KVCache) -> int:
+    """Bytes that the same cache would take with policy `full`, on all devices together, laid out in the same way."""
+    build = functools.partial(
+        empty_cache,
+        cache.shape,
+        policy=Policy(),
+        batch=cache.num_seen.shape[0],
+        max_tokens=cache.max_tokens,
+        placement=cache.placement,
+    )
+    return sum(_placed_bytes(leaf, cache.placement) for leaf in jax.tree.leaves(jax.eval_shape(build).layers))
+
+
+def _placed_bytes(leaf: jax.ShapeDtypeStruct, placement: Placement) -> int:
+    """Bytes of a leaf of an exact segment on all devices, copies counted."""
+    sharding = placement.sharding(KEY_AXES if len(leaf.shape) == 4 else "B S", leaf.shape)
+    num_devices = 1 if sharding is None else placement.mesh.size
+    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    return num_devices * math.prod(shape) * leaf.dtype.itemsize
