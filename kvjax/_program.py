@@ -81,7 +81,8 @@ def _parse(argv: list[str], usage: str, define_flags: Callable, default_config: 
     define_flags(values)
     if {"--help", "-h"} & set(argv):
         config_help = "" if default_config is None else f"{_CONFIG_HELP}    (default: {default_config})\n"
-        print(f"{usage.strip()}\n\n{config_help}{values.main_module_help()}")
+        own_flags = values.main_module_help().split(":\n", 1)[-1]  # without the module's path
+        print(f"{usage.strip()}\n\n{config_help}{own_flags}")
         return None
     config_path = ""
     if default_config is not None:

@@ -1,0 +1,112 @@
+"""Generation: stop tokens, unequal prompts, seeds, blocks, one compile, errors."""
+
+import jax
+import kvjax
+import numpy as np
+import pytest
+
+from kvjax.errors import UserError
+from kvjax.generation import PADDING, Generator, _decode_block
+from kvjax.sampling import Sampling
+from tests.tiny import tiny_model, whole_pass
+
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12], [13]]
+
+
+def greedy_by_hand(model, prompt, count):
+    """Argmax of a whole pass over everything so far, each time."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(whole_pass(model, tokens)[-1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_greedy_generation_equals_passes_over_everything():
+    model = tiny_model()
+    expected = [greedy_by_hand(model, prompt, 12) for prompt in PROMPTS]
+    assert kvjax.generate(model, PROMPTS, max_new_tokens=12) == expected
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 5, 16])
+def test_block_size_does_not_matter(steps_per_dispatch):
+    model = tiny_model()
+    generator = Generator(model, batch=4, max_tokens=40, steps_per_dispatch=steps_per_dispatch)
+    blocks = list(generator.stream(PROMPTS, max_new_tokens=12))
+    assert [block.shape[0] for block in blocks] == [3] * len(blocks)  # the idle fourth row is not shown
+    assert blocks[0].shape[1] == 1
+    assert max(block.shape[1] for block in blocks) <= steps_per_dispatch
+    rows = np.concatenate(blocks, axis=1)
+    assert rows.shape == (3, 12)
+    assert rows.tolist() == kvjax.generate(model, PROMPTS, max_new_tokens=12)
+
+
+def test_a_stop_token_ends_its_row_alone():
+    model = tiny_model()
+    free = kvjax.generate(model, PROMPTS, max_new_tokens=12)
+    stop = free[1][4]
+    stopped = kvjax.generate(model, PROMPTS, max_new_tokens=12, stop_tokens=[stop])
+    for ours, whole in zip(stopped, free, strict=True):
+        end = whole.index(stop) + 1 if stop in whole else len(whole)
+        assert ours == whole[:end]
+
+
+def test_the_loop_ends_when_all_rows_have_stopped():
+    model = tiny_model()
+    first = kvjax.generate(model, PROMPTS, max_new_tokens=3)
+    stops = {token for row in first for token in row}
+    generator = Generator(model, batch=3, max_tokens=200, stop_tokens=stops, steps_per_dispatch=64)
+    blocks = list(generator.stream(PROMPTS, max_new_tokens=100))
+    assert sum(block.shape[1] for block in blocks) <= 3
+    assert generator.timing.decode_steps <= 2
+
+
+def test_rows_draw_by_their_own_seed_whatever_stands_beside_them():
+    model = tiny_model()
+    rule = Sampling(temperature=1.5, top_p=0.9)
+    generator = Generator(model, batch=3, max_tokens=40, sampling=rule)
+    together = generator.generate(PROMPTS, max_new_tokens=10, seeds=[5, 6, 7])
+    alone = generator.generate([PROMPTS[1]], max_new_tokens=10, seeds=[6])
+    assert together[1] == alone[0]
+    assert generator.generate(PROMPTS, max_new_tokens=10, seeds=[5, 6, 7]) == together
+    assert generator.generate(PROMPTS, max_new_tokens=10, seeds=[8, 9, 10]) != together
+
+
+def test_500_tokens_compile_one_block():
+    model = tiny_model()
+    _decode_block.clear_cache()
+    generator = Generator(model, batch=1, max_tokens=520)
+    with jax.log_compiles(False):
+        first = generator.generate([[1, 2, 3]], max_new_tokens=500)
+    assert len(first[0]) == 500
+    assert sorted(map(str, generator._compiled)) == ["16", "block"]
+    assert generator.timing.decode_steps == 499
+    memory = generator.memory()
+    assert memory["aliased_bytes"] >= kvjax.device_bytes(generator.cache.layers)
+    assert generator.timing.compile_seconds > 0
+    generator.generate([[4, 5]], max_new_tokens=50)
+    assert generator.timing.compile_seconds == 0
+
+
+def test_padding_never_reaches_the_caller():
+    rows = kvjax.generate(tiny_model(), PROMPTS, max_new_tokens=7, stop_tokens=[0, 1, 2, 3])
+    assert all(PADDING not in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "max_new_tokens", "message"),
+    [
+        ([[1], []], 4, "Prompt 1 is empty"),
+        ([[1] * 30], 4, "Prompt 0 has 30 tokens; with max_new_tokens=4 it needs max_tokens of at least 33"),
+        ([[1]], 0, "max_new_tokens is 0"),
+        ([[1]] * 3, 4, "3 prompts came; expected 1 to 2"),
+    ],
+)
+def test_refusals(prompts, max_new_tokens, message):
+    generator = Generator(tiny_model(), batch=2, max_tokens=32)
+    with pytest.raises(UserError, match=message):
+        next(generator.stream(prompts, max_new_tokens=max_new_tokens))
+
+
+def test_a_prompt_that_just_fits_is_taken():
+    generator = Generator(tiny_model(), batch=1, max_tokens=32)
+    assert len(generator.generate([[1] * 29], max_new_tokens=4)[0]) == 4
