@@ -80,9 +80,7 @@ def _parse(argv: list[str], usage: str, define_flags: Callable, default_config: 
     flags.DEFINE_bool("help", False, "Print this text.", flag_values=values, short_name="h")
     define_flags(values)
     if {"--help", "-h"} & set(argv):
-        config_help = "" if default_config is None else f"{_CONFIG_HELP}    (default: {default_config})\n"
-        own_flags = values.main_module_help().split(":\n", 1)[-1]  # without the module's path
-        print(f"{usage.strip()}\n\n{config_help}{own_flags}")
+        print(f"{usage.strip()}\n\n{_flags_help(values, default_config)}")
         return None
     config_path = ""
     if default_config is not None:
@@ -95,8 +93,18 @@ def _parse(argv: list[str], usage: str, define_flags: Callable, default_config: 
     return Settings(config, config_path, values, words)
 
 
-_CONFIG_HELP = """  --config: file with the run's settings; --config.NAME=VALUE overrides one of them.
-"""
+def _flags_help(values: flags.FlagValues, default_config: str | None) -> str:
+    """One line a flag."""
+    lines = ["Flags:", "  --help: Print this text."]
+    if default_config is not None:
+        lines.append(f"  --config: File with the run's settings ({default_config}); --config.NAME=VALUE changes one.")
+    for name in sorted(values):
+        flag = values[name]
+        if name not in ("help", "h"):
+            spelling = f"[no]{name}" if flag.boolean else name
+            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+            lines.append(f"  --{spelling}: {flag.help}{default}")
+    return "\n".join(lines)
 
 
 def _define_config(values: flags.FlagValues, argv: list[str], default: str) -> tuple[list[str], str]:

@@ -47,7 +47,7 @@ class Decoder:
         self._config = config
         self.policy = parse_policy(config.policy)
         folder = find_checkpoint(config.model)
-        self._sampling = _read_sampling(config, folder)
+        self._sampling = read_sampling(config, folder)
         check_sampling(self._sampling)
         for name in ("batch", "max_new_tokens", "steps_per_dispatch"):
             if config[name] < 1:
@@ -84,8 +84,12 @@ class Decoder:
             )
         return tokens
 
+    def replies(self, prompt: Prompt) -> bool:
+        """Whether a prompt goes through the chat template."""
+        return prompt.messages is not None or self._config.chat
+
     def _encode(self, prompt: Prompt) -> list[int]:
-        if prompt.messages is None and not self._config.chat:
+        if not self.replies(prompt):
             return self.tokenizer.encode(prompt.text)
         messages = list(prompt.messages or [{"role": "user", "content": prompt.text}])
         if self._config.system_prompt and messages[0]["role"] != "system":
@@ -128,6 +132,12 @@ class Decoder:
             )
         return self._generators[batch, room]
 
+    def result_settings(self) -> dict[str, Any]:
+        """What must agree for the results of two runs to stand in one file."""
+        sampling = {name: getattr(self._sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+        named = {name: self._config[name] for name in ("model", "max_new_tokens", "chat", "system_prompt")}
+        return {**named, "policy": str(self.policy), "seed": self._config.sampling.seed, **sampling}
+
     @property
     def has_decoded(self) -> bool:
         """Whether a batch has been finished."""
@@ -161,7 +171,7 @@ class Decoder:
         )
 
 
-def _read_sampling(config: ConfigDict, folder: Path) -> Sampling:
+def read_sampling(config: ConfigDict, folder: Path) -> Sampling:
     """The config's sampling; what it leaves open follows the checkpoint's generation_config.json."""
     published = read_json(folder / "generation_config.json", default={})
     if not published.get("do_sample"):
@@ -179,7 +189,7 @@ def _read_sampling(config: ConfigDict, folder: Path) -> Sampling:
 def decode_one(decoder: Decoder, text: str, *, seed: int, show_prompt: bool) -> None:
     """Streams the continuation of one prompt to standard output."""
     tokens = decoder.tokens(Prompt(line=0, text=text))
-    stream = decoder.tokenizer.stream()
+    stream = decoder.tokenizer.stream(after=tokens if show_prompt else ())
     if show_prompt:
         print(text, end="", flush=True)
     for block in decoder.stream([tokens], seeds=[seed]):
@@ -224,7 +234,8 @@ def _until_fault(
 def _write(
     decoder: Decoder, prompt: Prompt, *, tokens: list[int], row: list[int], results: ResultFile | None
 ) -> None:
-    text = decoder.tokenizer.decode(row)
+    # A reply begins a text; what follows a plain prompt goes on with one.
+    text = decoder.tokenizer.continuation(row, after=() if decoder.replies(prompt) else tokens)
     if results is None:
         print(f"--- line {prompt.line}\n{text}", flush=True)
         return
@@ -250,7 +261,7 @@ def main(settings: Settings) -> int:
     decoder = Decoder(config)
     try:
         if prompts is not None:
-            kept = {"model": config.model, "policy": str(decoder.policy), "max_new_tokens": config.max_new_tokens}
+            kept = decoder.result_settings()
             results = ResultFile(Path(output), settings=kept) if output else None
             decode_file(decoder, prompts, results, settings=settings)
         else:

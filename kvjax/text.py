@@ -15,6 +15,7 @@ from kvjax.errors import UserError
 from kvjax.folder import find_checkpoint, read_json
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+_CONTEXT_TOKENS = 8  # more than a character has bytes
 
 
 class Tokenizer:
@@ -37,6 +38,9 @@ class Tokenizer:
     ):
         self._tokenizer = tokenizer
         self._special = {name: _content(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+        # transformers puts the first token itself where this is set, whatever tokenizer.json does.
+        first = tokenizer.token_to_id(self._special["bos_token"] or "") if settings.get("add_bos_token") else None
+        self._first_tokens = [] if first is None else [first]
         self._template_text = template
         self.stop_tokens: tuple[int, ...] = tuple(stop_tokens)
 
@@ -57,15 +61,28 @@ class Tokenizer:
           text: any text; the names of special tokens in it become those tokens.
           add_special_tokens: whether to put what the tokenizer puts around a text, such as a first token.
         """
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        tokens = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        if not add_special_tokens or tokens[:1] == self._first_tokens:
+            return tokens
+        return self._first_tokens + tokens
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
 
-    def stream(self, *, skip_special_tokens: bool = True) -> "TextStream":
-        """A decoder to feed with tokens as they come."""
-        return TextStream(self, skip_special_tokens=skip_special_tokens)
+    def stream(self, *, after: Sequence[int] = (), skip_special_tokens: bool = True) -> "TextStream":
+        """A decoder to feed with tokens as they come.
+
+        Args:
+          after: the tokens that the text continues, if it does: some tokenizers drop the space before a first word.
+          skip_special_tokens: whether special tokens have no text.
+        """
+        return TextStream(self, after=after, skip_special_tokens=skip_special_tokens)
+
+    def continuation(self, tokens: Sequence[int], *, after: Sequence[int] = ()) -> str:
+        """The text of tokens that continue others; see `stream`."""
+        stream = self.stream(after=after)
+        return stream.push(tokens) + stream.finish()
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt of a conversation, special tokens spelt out; encode it with `add_special_tokens=False`.
@@ -97,10 +114,10 @@ class TextStream:
         text           known: decode(run)   decode(run + new) minus known
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True):
+    def __init__(self, tokenizer: Tokenizer, *, after: Sequence[int] = (), skip_special_tokens: bool = True):
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        self._run: list[int] = []  # tokens since the boundary
-        self._known = ""  # text of the run that was returned already
+        self._run = list(after[-_CONTEXT_TOKENS:])  # tokens since the boundary
+        self._known = self._decode(self._run)  # text of the run that was returned already
 
     def push(self, tokens: Sequence[int]) -> str:
         """Adds tokens; returns the text that is certain now."""
@@ -119,11 +136,12 @@ class TextStream:
         if text.endswith(_UNFINISHED) or len(text) <= len(self._known):
             return ""
         new = text[len(self._known) :]
-        # The newest token becomes the context of the next; older ones cannot change the text any more.
-        self._run = self._run[-1:]
-        self._known = self._decode(self._run)
-        if self._known.endswith(_UNFINISHED):  # the token alone is no whole character: keep nothing of it
-            self._run, self._known = [], ""
+        alone = self._decode(self._run[-1:])
+        if alone and _UNFINISHED not in alone:
+            # The newest token is context enough for the next one; older ones cannot change the text any more.
+            self._run, self._known = self._run[-1:], alone
+        else:
+            self._known = text
         return new
 
     def _decode(self, tokens: Sequence[int]) -> str:
