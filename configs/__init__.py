@@ -1,0 +1,1 @@
+"""Run configs: a file each, with `get_config()`."""

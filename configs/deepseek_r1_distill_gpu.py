@@ -1,6 +1,6 @@
 """DeepSeek-R1-Distill-Qwen-7B on one GPU with 24 GB or more: long chains of thought, temperature 0.6 as advised.
 
-    python -m kvjax.decode --config=configs/deepseek_r1_distill_gpu.py --prompt='How many primes are below 100?'
+python -m kvjax.decode --config=configs/deepseek_r1_distill_gpu.py --prompt='How many primes are below 100?'
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Qwen3-8B on one GPU with 24 GB or more.
 
-    python -m kvjax.decode --config=configs/qwen3_gpu.py --prompt='Why is the sky blue?'
+python -m kvjax.decode --config=configs/qwen3_gpu.py --prompt='Why is the sky blue?'
 """
 
 from ml_collections import ConfigDict

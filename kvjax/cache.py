@@ -133,19 +133,34 @@ def empty_cache(
       max_tokens: tokens, prompt and new ones together, that a sequence may see.
       placement: where the arrays live.
     """
+    return _build(shape, policy, batch, max_tokens, placement)
 
-    def build() -> KVCache:
-        num_slots = policy.exact_slots(max_tokens)
-        return KVCache(
-            layers=tuple(_empty_layer(shape, batch, num_slots, placement) for _ in range(shape.num_layers)),
-            num_seen=placement.constrain(jnp.zeros((batch,), jnp.int32), "B"),
-            policy=policy,
-            shape=shape,
-            max_tokens=max_tokens,
-            placement=placement,
-        )
 
-    return jax.jit(build)()  # compiled, so that no device ever holds more than its part
+def abstract_cache(
+    shape: ModelShape, *, policy: Policy, batch: int, max_tokens: int, placement: Placement = Placement()
+) -> KVCache:
+    """The same as shapes and shardings only, for compiling without memory; the devices need not be there."""
+    lowered = _build.lower(shape, policy, batch, max_tokens, placement)
+    shardings = lowered.compile().output_shardings if placement.mesh is not None else None
+    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lowered.out_info)
+    if shardings is None:
+        return described
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), described, shardings
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))  # compiled: no device ever holds more than its part
+def _build(shape: ModelShape, policy: Policy, batch: int, max_tokens: int, placement: Placement) -> KVCache:
+    num_slots = policy.exact_slots(max_tokens)
+    return KVCache(
+        layers=tuple(_empty_layer(shape, batch, num_slots, placement) for _ in range(shape.num_layers)),
+        num_seen=placement.constrain(jnp.zeros((batch,), jnp.int32), "B"),
+        policy=policy,
+        shape=shape,
+        max_tokens=max_tokens,
+        placement=placement,
+    )
 
 
 def _empty_layer(shape: ModelShape, batch: int, num_slots: int, placement: Placement) -> LayerCache:
@@ -234,20 +249,19 @@ def device_bytes(tree: Any) -> int:
 
 def full_cache_bytes(cache: KVCache) -> int:
     """Bytes that the same cache would take with policy `full`, on all devices together, laid out in the same way."""
-    build = functools.partial(
-        empty_cache,
+    full = abstract_cache(
         cache.shape,
         policy=Policy(),
         batch=cache.num_seen.shape[0],
         max_tokens=cache.max_tokens,
         placement=cache.placement,
     )
-    return sum(_placed_bytes(leaf, cache.placement) for leaf in jax.tree.leaves(jax.eval_shape(build).layers))
+    return sum(_bytes_on_devices(leaf) for leaf in jax.tree.leaves(full.layers))
 
 
-def _placed_bytes(leaf: jax.ShapeDtypeStruct, placement: Placement) -> int:
-    """Bytes of a leaf of an exact segment on all devices, copies counted."""
-    sharding = placement.sharding(KEY_AXES if len(leaf.shape) == 4 else "B S", leaf.shape)
-    num_devices = 1 if sharding is None else placement.mesh.size
-    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
-    return num_devices * math.prod(shape) * leaf.dtype.itemsize
+def _bytes_on_devices(leaf: jax.ShapeDtypeStruct) -> int:
+    """Bytes of an array on all its devices, copies counted."""
+    if leaf.sharding is None:
+        return math.prod(leaf.shape) * leaf.dtype.itemsize
+    shard = leaf.sharding.shard_shape(leaf.shape)
+    return len(leaf.sharding.device_set) * math.prod(shard) * leaf.dtype.itemsize

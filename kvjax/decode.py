@@ -23,7 +23,7 @@ from kvjax._program import Settings, find_file, run
 from kvjax.cache import device_bytes, full_cache_bytes
 from kvjax.errors import UserError
 from kvjax.folder import find_checkpoint, read_json
-from kvjax.generation import PADDING, Generator, check_prompts
+from kvjax.generation import Generator, check_prompts
 from kvjax.policy import parse_policy
 from kvjax.progress import Progress
 from kvjax.prompts import Prompt, ResultFile, read_prompts
@@ -31,6 +31,7 @@ from kvjax.report import new_report, write_json
 from kvjax.sampling import Sampling, check_sampling
 from kvjax.sharding import make_mesh
 from kvjax.text import Tokenizer, load_tokenizer
+from kvjax.token_loop import PADDING
 from models import load_model
 
 _BUCKET_TOKENS = 128  # caches of unset max_tokens are made in multiples of this, so that few shapes compile
@@ -231,9 +232,7 @@ def _until_fault(
         fault.append(error)
 
 
-def _write(
-    decoder: Decoder, prompt: Prompt, *, tokens: list[int], row: list[int], results: ResultFile | None
-) -> None:
+def _write(decoder: Decoder, prompt: Prompt, *, tokens: list[int], row: list[int], results: ResultFile | None) -> None:
     # A reply begins a text; what follows a plain prompt goes on with one.
     text = decoder.tokenizer.continuation(row, after=() if decoder.replies(prompt) else tokens)
     if results is None:

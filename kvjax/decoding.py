@@ -69,9 +69,7 @@ def init_cache(model: LanguageModel, policy: str | Policy = "full", *, batch: in
             f"The model attends within a sliding window of {window} tokens, which is not supported beyond the window: "
             f"max_tokens must be at most {window}, not {max_tokens}."
         )
-    return empty_cache(
-        model.cache_shape, policy=policy, batch=batch, max_tokens=max_tokens, placement=model.placement
-    )
+    return empty_cache(model.cache_shape, policy=policy, batch=batch, max_tokens=max_tokens, placement=model.placement)
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

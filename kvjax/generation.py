@@ -8,45 +8,20 @@ when all rows have stopped. One compiled loop serves the whole generation; promp
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from kvjax import axes
 from kvjax.cache import KVCache
-from kvjax.decoding import LanguageModel, decode_step, init_cache, prefill
+from kvjax.decoding import LanguageModel, init_cache
 from kvjax.errors import UserError
 from kvjax.policy import Policy
-from kvjax.sampling import Sampling, check_sampling, sample
-
-PADDING = -1
-"""What a row yields after its stop token."""
+from kvjax.sampling import Sampling, check_sampling
+from kvjax.token_loop import PADDING, DecodeState, decode_block, start
 
 _LEAST_BUCKET = 16
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("cache", "tokens", "stopped", "keys"), meta_fields=()
-)
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeState:
-    """What the token loop carries.
-
-    Attributes:
-      cache: everything seen so far, the newest token not among it.
-      tokens: `B` int32, the newest token of each row, still to be fed.
-      stopped: `B` bool, rows that take no more tokens.
-      keys: `B` PRNG keys, one a row; a draw folds the position in.
-    """
-
-    cache: KVCache
-    tokens: jax.Array
-    stopped: jax.Array
-    keys: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,68 +39,6 @@ class Timing:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     decode_steps: int = 0
-
-
-@functools.partial(jax.jit, static_argnames=("sampling", "stop_tokens"), donate_argnames="cache")
-def _start(
-    params: LanguageModel,
-    cache: KVCache,
-    tokens: axes.Tokens,
-    *,
-    lengths: axes.Lengths,
-    keys: axes.RowKeys,
-    sampling: Sampling,
-    stop_tokens: tuple[int, ...],
-) -> DecodeState:
-    """Prefills and draws the first token; rows of length 0 are idle and count as stopped."""
-    logits, cache = prefill(params, cache, tokens, lengths=lengths)
-    first = sample(logits, _draw_keys(keys, cache), sampling=sampling)
-    stopped = _is_stop(first, stop_tokens) | (lengths == 0)
-    return DecodeState(cache=cache, tokens=first, stopped=stopped, keys=keys)
-
-
-@functools.partial(jax.jit, static_argnames=("num_steps", "sampling", "stop_tokens"), donate_argnames="state")
-def _decode_block(
-    params: LanguageModel,
-    state: DecodeState,
-    limit: jax.Array,
-    *,
-    num_steps: int,
-    sampling: Sampling,
-    stop_tokens: tuple[int, ...],
-) -> tuple[DecodeState, jax.Array]:
-    """Decodes up to min(limit, num_steps) tokens a row; returns them as `B num_steps`, padded with -1."""
-
-    def step(carry: tuple[jax.Array, DecodeState, jax.Array]) -> tuple[jax.Array, DecodeState, jax.Array]:
-        index, state, block = carry
-        lengths = jnp.where(state.stopped, 0, 1).astype(jnp.int32)
-        logits, cache = decode_step(params, state.cache, state.tokens[:, None], lengths=lengths)
-        drawn = sample(logits[:, 0], _draw_keys(state.keys, cache), sampling=sampling)
-        token = jnp.where(state.stopped, PADDING, drawn)
-        stopped = state.stopped | _is_stop(drawn, stop_tokens)
-        feed = jnp.where(state.stopped, state.tokens, drawn)
-        block = jax.lax.dynamic_update_slice(block, token[:, None], (0, index))
-        return index + 1, DecodeState(cache=cache, tokens=feed, stopped=stopped, keys=state.keys), block
-
-    def goes_on(carry: tuple[jax.Array, DecodeState, jax.Array]) -> jax.Array:
-        index, state, _ = carry
-        return (index < jnp.minimum(limit, num_steps)) & ~jnp.all(state.stopped)
-
-    block = jnp.full((state.tokens.shape[0], num_steps), PADDING, jnp.int32)
-    _, state, block = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, block))
-    return state, block
-
-
-def _draw_keys(keys: axes.RowKeys, cache: KVCache) -> axes.RowKeys:
-    """A key for each row's next draw: it depends on the row's seed and position alone."""
-    return jax.vmap(jax.random.fold_in)(keys, cache.num_seen)
-
-
-def _is_stop(tokens: jax.Array, stop_tokens: tuple[int, ...]) -> jax.Array:
-    """Whether each token is one to stop at."""
-    if not stop_tokens:
-        return jnp.zeros(tokens.shape, jnp.bool_)
-    return jnp.any(tokens[:, None] == jnp.asarray(stop_tokens, jnp.int32)[None, :], axis=1)
 
 
 class Generator:
@@ -186,8 +99,7 @@ class Generator:
         self.timing = Timing()
         state = self._first(prompts, seeds)
         yield np.asarray(state.tokens)[: len(prompts), None]
-        remaining, since = max_new_tokens - 1, time.monotonic()
-        spent = 0.0
+        remaining, spent = max_new_tokens - 1, 0.0
         while remaining > 0 and not bool(np.all(np.asarray(state.stopped))):
             steps = self._block_function(state)
             since = time.monotonic()
@@ -230,7 +142,7 @@ class Generator:
         put = self._model.placement.put
         arguments = {"lengths": put(lengths, "B"), "keys": jax.vmap(jax.random.key)(put(row_seeds, "B"))}
         placed = put(tokens, "B T")
-        started = self._compile(bucket, _start, self._model, cache, placed, **arguments, **self._rule)
+        started = self._compile(bucket, start, self._model, cache, placed, **arguments, **self._rule)
         since = time.monotonic()
         state = jax.block_until_ready(started(self._model, cache, placed, **arguments))
         self.cache = state.cache
@@ -240,7 +152,7 @@ class Generator:
     def _block_function(self, state: DecodeState) -> jax.stages.Compiled:
         """The compiled token loop."""
         static = {"num_steps": self._steps_per_dispatch, **self._rule}
-        return self._compile("block", _decode_block, self._model, state, np.int32(0), **static)
+        return self._compile("block", decode_block, self._model, state, np.int32(0), **static)
 
     def _compile(self, name: str | int, function, *args, **kwargs) -> jax.stages.Compiled:
         """Compiles a function once per name and counts the time."""
@@ -313,6 +225,4 @@ def generate(
         sampling=sampling,
         stop_tokens=stop_tokens,
     )
-    return generator.generate(
-        prompts, max_new_tokens=max_new_tokens, seeds=range(seed, seed + len(prompts))
-    )
+    return generator.generate(prompts, max_new_tokens=max_new_tokens, seeds=range(seed, seed + len(prompts)))

@@ -58,7 +58,9 @@ def _parse(line: str, number: int, where: str) -> Prompt:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error}. Lines before it are finished; mend it and run again.") from error
+        raise UserError(
+            f"{where} is not JSON: {error}. Lines before it are finished; mend it and run again."
+        ) from error
     if not isinstance(fields, dict):
         raise UserError(f'{where} holds a {type(fields).__name__}; an object such as {{"prompt": "..."}} was expected.')
     for name, value in fields.items():

@@ -29,7 +29,7 @@ def new_report(program: str, *, config: dict[str, Any], policy: str = "full") ->
     return {
         "program": program,
         "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
         "versions": {name: _version(name) for name in ("jax", "jaxlib", "flax", "numpy", "tokenizers")}
         | {"python": sys.version.split()[0]},

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 from absl import flags
-from flax import nnx
 from ml_collections import ConfigDict
 
 from kvjax._program import ROOT, Settings, run
@@ -67,9 +66,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     def decays(model: Transformer) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, model)
 
-    adam = optax.adamw(
-        schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decays
-    )
+    adam = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decays)
     return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), adam)
 
 
@@ -229,9 +226,7 @@ def write_output(config: ConfigDict, state: TrainState) -> Path:
     """Writes the Hugging Face folder, the log and the settings that made it."""
     output = ROOT / config.output
     save_checkpoint(state.model, output)
-    write_byte_tokenizer(
-        output, vocab_size=config.model.vocab_size, max_positions=config.model.max_position_embeddings
-    )
+    write_byte_tokenizer(output, vocab_size=config.model.vocab_size, max_positions=config.model.max_position_embeddings)
     log = (ROOT / config.checkpoint_folder / "log.jsonl").read_text()
     (output / "train_log.jsonl").write_text(log)
     device = jax.devices()[0].device_kind

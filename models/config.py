@@ -67,7 +67,9 @@ class ModelConfig:
         """Parameters of the model, biases and norms included."""
         query, kv = self.num_query_heads * self.head_size, self.num_kv_heads * self.head_size
         attention = 2 * self.width * (query + kv)
-        attention += self.qkv_bias * (query + 2 * kv) + self.output_bias * self.width + self.qk_norm * 2 * self.head_size
+        attention += (
+            self.qkv_bias * (query + 2 * kv) + self.output_bias * self.width + self.qk_norm * 2 * self.head_size
+        )
         mlp = 3 * self.width * self.feed_forward + self.mlp_bias * (2 * self.feed_forward + self.width)
         embeddings = self.vocab_size * self.width * (1 if self.tied_embeddings else 2)
         return self.num_layers * (attention + mlp + 2 * self.width) + self.width + embeddings

@@ -25,10 +25,7 @@ _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layer
 _READ_APART = ("model_type", "hidden_act", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_parameters")
 
 _HARMLESS = frozenset(
-    "_name_or_path architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward eos_token_id "
-    "hidden_dropout id2label initializer_range is_encoder_decoder label2id output_attentions output_hidden_states "
-    "pad_token_id pretraining_tp problem_type return_dict torchscript transformers_version unsloth_fixed "
-    "unsloth_version use_cache".split()
+    ["_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward", "eos_token_id", "hidden_dropout", "id2label", "initializer_range", "is_encoder_decoder", "label2id", "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "torchscript", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache"]
 )
 """Keys that cannot change what a model computes: training, bookkeeping, special tokens (read elsewhere)."""
 

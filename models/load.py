@@ -56,14 +56,22 @@ def load_model(folder: str | Path, *, mesh: Mesh | None = None, dtype: str | jnp
 def abstract_model(
     config: ModelConfig, *, mesh: Mesh | None = None, dtype: str | jnp.dtype | None = None
 ) -> Transformer:
-    """A model whose parameters are shapes only: for loading, and for compiling without weights.
+    """A model whose parameters are shapes and shardings only: for loading, and for compiling without weights.
 
     Args:
       config: dimensions.
-      mesh: where the parameters would live.
+      mesh: where the parameters would live; its devices need not be there.
       dtype: their dtype; None for the config's own.
     """
-    return nnx.eval_shape(lambda: Transformer(config, dtype=dtype or config.dtype, placement=Placement(mesh)))
+    placement = Placement(mesh)
+    shapes = nnx.eval_shape(lambda: Transformer(config, dtype=dtype or config.dtype, placement=placement))
+    graph, state = nnx.split(shapes)
+
+    def placed(variable: nnx.Variable) -> nnx.Variable:
+        shape, kind = _shape(variable), _dtype(variable)
+        return variable.replace(jax.ShapeDtypeStruct(shape, kind, sharding=placement.sharding(variable.axes, shape)))
+
+    return nnx.merge(graph, nnx.from_flat_state([(keys, placed(leaf)) for keys, leaf in nnx.to_flat_state(state)]))
 
 
 def _shape(variable: nnx.Variable) -> tuple[int, ...]:
@@ -74,9 +82,7 @@ def _dtype(variable: nnx.Variable) -> jnp.dtype:
     return variable.get_value().dtype
 
 
-def _check_tensors(
-    tensors: SafetensorsFolder, weights: list[Weight], *, config: ModelConfig, folder: Path
-) -> None:
+def _check_tensors(tensors: SafetensorsFolder, weights: list[Weight], *, config: ModelConfig, folder: Path) -> None:
     """Refuses a folder that lacks a tensor, has one of another shape, or holds one that nothing would read."""
     for weight in weights:
         tensors.check(weight.tensor_name, weight.tensor_shape)
@@ -91,9 +97,7 @@ def _check_tensors(
         )
 
 
-def _load(
-    tensors: SafetensorsFolder, weight: Weight, *, placement: Placement, dtype: jnp.dtype
-) -> jax.Array:
+def _load(tensors: SafetensorsFolder, weight: Weight, *, placement: Placement, dtype: jnp.dtype) -> jax.Array:
     """One parameter, each device's part read by itself."""
 
     def part(index: tuple[slice, ...]) -> np.ndarray:

@@ -101,6 +101,4 @@ def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, struct.error, ValueError) as error:
         raise UserError(f"{path} is truncated or not a safetensors file ({error}); download it again.") from error
-    return {
-        name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items() if name != "__metadata__"
-    }
+    return {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}

@@ -54,9 +54,7 @@ class Transformer(nnx.Module):
       cache_shape: the facts that a cache needs (static).
     """
 
-    def __init__(
-        self, config: ModelConfig, *, dtype: jnp.dtype | str = "float32", placement: Placement = Placement()
-    ):
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype | str = "float32", placement: Placement = Placement()):
         """Makes the model with all projections zero; `models.load_model` and `models.initialise` fill it."""
         build = Build(placement=placement, dtype=jnp.dtype(dtype))
         self.config = config

@@ -72,9 +72,7 @@ def logits_of(model: torch.nn.Module, seed: int) -> dict[str, np.ndarray]:
             cache = step.past_key_values
             steps.append(step.logits[0, -1].numpy())
             newest = step.logits[0, -1].argmax()
-    return dict(
-        tokens=np.asarray(tokens, np.int32), prompt_logits=done.logits[0].numpy(), step_logits=np.stack(steps)
-    )
+    return dict(tokens=np.asarray(tokens, np.int32), prompt_logits=done.logits[0].numpy(), step_logits=np.stack(steps))
 
 
 def main() -> None:

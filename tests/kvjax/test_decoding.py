@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import kvjax
 import numpy as np
 import pytest
 
+import kvjax
 from kvjax.decoding import compressed_decode
 from kvjax.errors import UserError
 from tests.tiny import tiny_config, tiny_model, whole_pass

@@ -1,13 +1,13 @@
 """Generation: stop tokens, unequal prompts, seeds, blocks, one compile, errors."""
 
-import jax
-import kvjax
 import numpy as np
 import pytest
 
+import kvjax
 from kvjax.errors import UserError
-from kvjax.generation import PADDING, Generator, _decode_block
+from kvjax.generation import Generator
 from kvjax.sampling import Sampling
+from kvjax.token_loop import PADDING, decode_block
 from tests.tiny import tiny_model, whole_pass
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12], [13]]
@@ -73,10 +73,9 @@ def test_rows_draw_by_their_own_seed_whatever_stands_beside_them():
 
 def test_500_tokens_compile_one_block():
     model = tiny_model()
-    _decode_block.clear_cache()
+    decode_block.clear_cache()
     generator = Generator(model, batch=1, max_tokens=520)
-    with jax.log_compiles(False):
-        first = generator.generate([[1, 2, 3]], max_new_tokens=500)
+    first = generator.generate([[1, 2, 3]], max_new_tokens=500)
     assert len(first[0]) == 500
     assert sorted(map(str, generator._compiled)) == ["16", "block"]
     assert generator.timing.decode_steps == 499

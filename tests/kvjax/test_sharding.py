@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import kvjax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import kvjax
 from kvjax.errors import UserError
 from kvjax.sharding import Placement, make_mesh
 from tests.tiny import place, tiny_model

@@ -47,9 +47,7 @@ def test_qwen3_chat_prompt(qwen3):
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert qwen3.chat(CONVERSATION, enable_thinking=False).endswith(
-        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    )
+    assert qwen3.chat(CONVERSATION, enable_thinking=False).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert qwen3.stop_tokens == (151645,)
     assert qwen3.encode("<|im_end|>") == [151645]
 

@@ -2,9 +2,9 @@
 
 import json
 
-import kvjax
 import pytest
 
+import kvjax
 import models
 from kvjax import decode
 from kvjax._program import run

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import kvjax
 import numpy as np
 import pytest
 
+import kvjax
 import models
 from kvjax.cache import empty_cache
 

@@ -1,0 +1,162 @@
+"""The shape of the tree: who may import whom, how long files and functions may be, what importing may do."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.config import FAMILIES
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("kvjax", "kernels_pallas", "models", "configs")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
+
+PROGRAMS = {"kvjax.bench", "kvjax.decode", "kvjax.train"}
+FOUNDATION = {"kvjax.axes", "kvjax.errors", "kvjax.registry", "kvjax.sharding", "kvjax.rope", "kvjax.folder"}
+STATE = {"kvjax.cache", "kvjax.policy", "kvjax.attention"}
+
+MAY_IMPORT = {
+    # module or package: what of ours it may import, itself apart
+    "kernels_pallas": set(),
+    "kvjax._kernels": {"kernels_pallas"},
+    "kvjax.axes": set(),
+    "kvjax.errors": set(),
+    "kvjax.registry": {"kvjax.errors"},
+    "kvjax.sharding": {"kvjax.errors"},
+    "kvjax.rope": set(),
+    "kvjax.folder": {"kvjax.errors"},
+    "kvjax.policy": {"kvjax.errors"},
+    "kvjax.cache": {"kvjax.axes", "kvjax.policy", "kvjax.sharding"},
+    "kvjax.attention": {"kvjax.axes", "kvjax._kernels", "kvjax.cache", "kvjax.sharding"},
+    "models": FOUNDATION | STATE,
+    "kvjax.sampling": {"kvjax.axes", "kvjax.errors"},
+    "kvjax.decoding": FOUNDATION | STATE,
+    "kvjax.token_loop": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling"},
+    "kvjax.generation": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling", "kvjax.token_loop"},
+    "kvjax.text": {"kvjax.errors", "kvjax.folder"},
+    "kvjax.byte_tokenizer": set(),
+    "kvjax.prompts": {"kvjax.errors"},
+    "kvjax.progress": set(),
+    "kvjax.report": {"kvjax._kernels"},
+    "kvjax.peer_transformers": set(),
+    "kvjax._program": {"kvjax.errors"},
+    "kvjax.corpus": {"kvjax.errors", "kvjax._program"},
+    "kvjax": {"kvjax"},  # the list of public names
+    "configs": {"configs"},
+    **{program: {"kvjax", "models"} for program in PROGRAMS},
+}
+KERNEL_PACKAGES = {"jax", "jaxtyping", "math", "functools", "dataclasses", "collections", "kernels_pallas"}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path):
+    """Modules that a file imports, `from a import b` counted as a and, where that is a module of ours, as a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            ours = {name for name in submodules if (ROOT / (name.replace(".", "/") + ".py")).exists()}
+            found |= ours or {node.module}
+    return found
+
+
+def rule_of(module):
+    """The entry of the table for a module: its own, or that of its package."""
+    if module in MAY_IMPORT:
+        return module, MAY_IMPORT[module]
+    package = module.split(".")[0]
+    assert package in ("kernels_pallas", "models", "configs"), f"{module} is not in the table of imports"
+    return package, MAY_IMPORT[package]
+
+
+def covered(name, entries):
+    return any(name == entry or name.startswith(entry + ".") for entry in entries)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_point_one_way(name):
+    path = ROOT / name
+    owner, allowed = rule_of(module_name(path))
+    inside = {owner} if owner in ("kernels_pallas", "models", "configs") else set()
+    for imported in imports_of(path):
+        if imported.split(".")[0] in FOLDERS:
+            assert covered(imported, allowed | inside), f"{name} must not import {imported}"
+
+
+def test_kernels_need_jax_alone():
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "kernels_pallas"):
+            outside = {name.split(".")[0] for name in imports_of(path)} - KERNEL_PACKAGES
+            assert not outside, f"{path} imports {outside}"
+
+
+def test_the_table_of_imports_names_what_is_there():
+    modules = set(map(module_name, SOURCES)) | set(FOLDERS)
+    assert set(MAY_IMPORT) <= modules
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes(name):
+    """Files under 300 lines (kernel bodies 600), functions under 60."""
+    text = (ROOT / name).read_text()
+    assert text.count("\n") <= (600 if "kernels_pallas" in name else 300)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno + 1 <= 60, f"{name}: {node.name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstrings(name):
+    """Every module, public class and public function says what it is."""
+    tree = ast.parse((ROOT / name).read_text())
+    assert ast.get_docstring(tree), name
+    members = [
+        node for holder in ast.walk(tree) if isinstance(holder, (ast.Module, ast.ClassDef)) for node in holder.body
+    ]
+    for node in members:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{name}: {node.name}"
+
+
+@pytest.mark.parametrize("folder", ["kvjax", "kernels_pallas", "models"])
+def test_tests_mirror_sources(folder):
+    """A test file stands at the mirrored path of each source file, or its folder's test names it."""
+    for path in (ROOT / folder).rglob("*.py"):
+        if path.name.startswith("_") or path.parent.name == "families":
+            continue
+        mirrored = ROOT / "tests" / path.relative_to(ROOT).with_name(f"test_{path.name}")
+        assert mirrored.exists(), f"{path.relative_to(ROOT)} has no {mirrored.relative_to(ROOT)}"
+
+
+def test_importing_touches_no_device_file_or_environment():
+    """All modules import with no backend started and the environment as it was."""
+    modules = [module_name(path) for path in SOURCES if module_name(path) != "kvjax.peer_transformers"]
+    program = f"""
+import os, sys
+before = dict(os.environ)
+for name in {modules!r}:
+    __import__(name)
+from jax._src import xla_bridge
+assert not xla_bridge._backends, "a device was touched"
+ours = {{key: value for key, value in os.environ.items() if before.get(key) != value}}
+assert not [key for key in ours if not key.startswith(("TF_", "TPU_", "KMP_", "GRPC_"))], ours
+"""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_families_are_found_by_listing_their_package():
+    files = {path.stem for path in (ROOT / "models" / "families").glob("*.py")} - {"__init__"}
+    assert set(FAMILIES.names()) == files == {"llama", "mistral", "qwen2", "qwen3"}
