@@ -80,9 +80,11 @@ class Transformers:
     def __init__(self, python: str, model: Path):
         self._model = str(model)
         script = Path(__file__).with_name("peer_transformers.py")
-        self._process = subprocess.Popen(
-            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        try:
+            self._process = subprocess.Popen([python, str(script)], text=True, **pipes)
+        except OSError as error:
+            raise UserError(f"There is no Python '{python}' to run transformers with: {error.strerror}.") from error
         hello = json.loads(self._process.stdout.readline() or '{"missing": "a working Python"}')
         self.missing: str | None = hello.get("missing")
         self.versions: dict[str, str] = hello.get("ready", {})

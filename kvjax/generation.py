@@ -9,7 +9,8 @@ when all rows have stopped. One compiled loop serves the whole generation; promp
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -154,7 +155,7 @@ class Generator:
         static = {"num_steps": self._steps_per_dispatch, **self._rule}
         return self._compile("block", decode_block, self._model, state, np.int32(0), **static)
 
-    def _compile(self, name: str | int, function, *args, **kwargs) -> jax.stages.Compiled:
+    def _compile(self, name: str | int, function: Callable, *args: Any, **kwargs: Any) -> jax.stages.Compiled:
         """Compiles a function once per name and counts the time."""
         if name not in self._compiled:
             since = time.monotonic()

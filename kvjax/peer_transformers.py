@@ -7,6 +7,7 @@ Reads a case a line from standard input, {"model", "batch", "context", "new_toke
 import json
 import sys
 import time
+from typing import Any
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
         print(json.dumps({"seconds_per_step": time_case(models[case["model"]], case)}), flush=True)
 
 
-def time_case(model, case: dict) -> float:
+def time_case(model: Any, case: dict) -> float:
     """Seconds of one decode step, prefill and first token apart."""
     import torch
     import transformers

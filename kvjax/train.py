@@ -8,6 +8,7 @@ A batch depends on the seed and the step alone, so an interrupted run gives what
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def stage_at(config: ConfigDict, step: int) -> dict[str, int]:
     raise ValueError(f"step lies {step} past the last stage")
 
 
-def make_step(optimizer: optax.GradientTransformation):
+def make_step(optimizer: optax.GradientTransformation) -> Callable[[TrainState, jax.Array], tuple]:
     """The compiled training step: (state, rows) -> (state, loss); the state is donated."""
 
     def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -222,26 +223,36 @@ def _say(quiet: bool, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def write_output(config: ConfigDict, state: TrainState) -> Path:
-    """Writes the Hugging Face folder, the log and the settings that made it."""
+def write_output(config: ConfigDict, state: TrainState, *, code: str | None) -> Path:
+    """Writes the Hugging Face folder, the log, and the commit, device and settings that made it."""
     output = ROOT / config.output
     save_checkpoint(state.model, output)
     write_byte_tokenizer(output, vocab_size=config.model.vocab_size, max_positions=config.model.max_position_embeddings)
     log = (ROOT / config.checkpoint_folder / "log.jsonl").read_text()
     (output / "train_log.jsonl").write_text(log)
     device = jax.devices()[0].device_kind
-    made = {"commit": commit(), "device": device, "config": json.loads(config.to_json())}
+    made = {"commit": code, "device": device, "config": json.loads(config.to_json())}
     (output / "train_config.json").write_text(json.dumps(made, indent=2) + "\n")
     return output
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises `UserError` for settings that cannot be."""
+    if not config.stages or any(stage["tokens"] > config.model.max_position_embeddings for stage in config.stages):
+        raise UserError("config.stages must hold at least one stage, none with more tokens than the model's context.")
+    if config.warmup_steps >= num_steps(config):
+        raise UserError(
+            f"config.warmup_steps is {config.warmup_steps}; it must be below the {num_steps(config)} steps."
+        )
 
 
 def main(settings: Settings) -> int:
     """Runs the program."""
     config, quiet = settings.config, settings.flags["quiet"].value
-    if not config.stages or any(stage["tokens"] > config.model.max_position_embeddings for stage in config.stages):
-        raise UserError("config.stages must hold at least one stage, none with more tokens than the model's context.")
+    check_config(config)
+    code = commit()  # of the code that runs, not of what the checkout holds when it ends
     state = train(config, quiet=quiet)
-    output = write_output(config, state)
+    output = write_output(config, state, code=code)
     _say(quiet, f"wrote {output}")
     return 0
 

@@ -24,10 +24,27 @@ _COMMON = {
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _READ_APART = ("model_type", "hidden_act", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_parameters")
 
-_HARMLESS = frozenset(
-    ["_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward", "eos_token_id", "hidden_dropout", "id2label", "initializer_range", "is_encoder_decoder", "label2id", "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "torchscript", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache"]
+_TRAINING = ("attention_dropout", "chunk_size_feed_forward", "hidden_dropout", "initializer_range", "pretraining_tp")
+_BOOKKEEPING = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+    "torchscript",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
 )
-"""Keys that cannot change what a model computes: training, bookkeeping, special tokens (read elsewhere)."""
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # read by the tokenizer
+_HARMLESS = frozenset(_TRAINING + _BOOKKEEPING + _SPECIAL_TOKENS)
+"""Keys that cannot change what a model computes."""
 
 _ONLY_IF = {
     "use_mrope": False,

@@ -1,5 +1,7 @@
 """Random weights: the recipe with which small models learn to retrieve, and plain noise for tests of shapes."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -40,7 +42,7 @@ def _recipe_std(name: str, shape: tuple[int, ...]) -> float:
     return 0.0 if name.endswith("bias") else shape[0] ** -0.5  # the first axis of every projection is M
 
 
-def _fill(model: Transformer, key: jax.Array, std_of) -> Transformer:
+def _fill(model: Transformer, key: jax.Array, std_of: Callable[[str, tuple[int, ...]], float]) -> Transformer:
     graph, state = nnx.split(model)
     filled = []
     for index, (path, variable) in enumerate(nnx.to_flat_state(state)):

@@ -43,6 +43,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Norms the last axis."""
         wide = inputs.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normed = (wide * jax.lax.rsqrt(mean_square + self.epsilon)).astype(inputs.dtype)
@@ -60,6 +61,7 @@ class Projection(nnx.Module):
         self.num_inputs = num_inputs
 
     def __call__(self, inputs: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        """Maps the axes after `B T`."""
         kernel = self.kernel[...]
         out_shape = kernel.shape[self.num_inputs :]
         # One product of matrices: XLA's CPU backend takes twice as long for the gradient of the unflattened one.
@@ -141,4 +143,5 @@ class FeedForward(nnx.Module):
         self.down = Projection("F M", wide[::-1], num_inputs=1, bias=bias, build=build)
 
     def __call__(self, inputs: axes.Activations) -> axes.Activations:
+        """Maps M to M."""
         return self.down(jax.nn.silu(self.gate(inputs)) * self.up(inputs))

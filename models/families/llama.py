@@ -1,5 +1,7 @@
 """Llama 2, 3, 3.1 and 3.2, and what shares their shape (DeepSeek-R1-Distill-Llama among them)."""
 
+from typing import Any
+
 from models.config import FAMILIES, Family
 
 _LLAMA_3 = {
@@ -26,7 +28,9 @@ _SCALED_BY_32 = {
 }
 
 
-def _size(hidden_size: int, intermediate_size: int, num_hidden_layers: int, num_attention_heads: int, **other) -> dict:
+def _size(
+    hidden_size: int, intermediate_size: int, num_hidden_layers: int, num_attention_heads: int, **other: Any
+) -> dict:
     return {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,

@@ -1,9 +1,13 @@
 """Qwen2 and Qwen2.5: a Llama with biases on queries, keys and values (DeepSeek-R1-Distill-Qwen among them)."""
 
+from typing import Any
+
 from models.config import FAMILIES, Family
 
 
-def _size(hidden_size: int, intermediate_size: int, num_hidden_layers: int, heads: tuple[int, int], **other) -> dict:
+def _size(
+    hidden_size: int, intermediate_size: int, num_hidden_layers: int, heads: tuple[int, int], **other: Any
+) -> dict:
     return {
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,

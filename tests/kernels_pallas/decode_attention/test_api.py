@@ -1,0 +1,33 @@
+"""The choice of an implementation."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas.decode_attention.api import IMPLEMENTATIONS, chosen_implementation, decode_attention
+from tests.kernels_pallas.decode_attention.test_reference import inputs
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_named_implementation_equals_the_automatic_one(implementation):
+    queries, keys, values = inputs()
+    where = {
+        "query_positions": jnp.full((2, 1), 299),
+        "key_positions": jnp.broadcast_to(jnp.arange(300), (2, 300)),
+    }
+    named = decode_attention(queries, keys, values=values, implementation=implementation, **where)
+    np.testing.assert_array_equal(named, decode_attention(queries, keys, values=values, **where))
+
+
+def test_an_unknown_implementation_is_refused():
+    queries, keys, values = inputs()
+    with pytest.raises(ValueError, match="no implementation 'cuda': give one of reference"):
+        decode_attention(
+            queries,
+            keys,
+            values=values,
+            query_positions=jnp.zeros((2, 1), jnp.int32),
+            key_positions=jnp.zeros((2, 300), jnp.int32),
+            implementation="cuda",
+        )
+    assert chosen_implementation() in IMPLEMENTATIONS

@@ -1,0 +1,124 @@
+"""The reference against jax.nn.dot_product_attention and NumPy loops, on the inputs that break naive versions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas.decode_attention import decode_attention
+from kernels_pallas.decode_attention.reference import block_slots_for
+
+
+def inputs(*, batch=2, tokens=1, slots=300, query_heads=4, kv_heads=2, head_size=16, seed=0):
+    generator = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(generator.normal(size=shape), jnp.float32)
+
+    return (
+        normal(batch, tokens, query_heads, head_size),
+        normal(batch, kv_heads, slots, head_size),
+        normal(batch, kv_heads, slots, head_size),
+    )
+
+
+def by_loops(queries, keys, values, query_positions, key_positions):
+    """The formula, a query at a time, in float64."""
+    queries, keys, values = (np.asarray(array, np.float64) for array in (queries, keys, values))
+    output = np.zeros(queries.shape)
+    group = queries.shape[2] // keys.shape[1]
+    for b, t, n in np.ndindex(queries.shape[:3]):
+        seen = (key_positions[b] >= 0) & (key_positions[b] <= query_positions[b, t])
+        if seen.any():
+            scores = keys[b, n // group, seen] @ queries[b, t, n] / np.sqrt(queries.shape[-1])
+            weights = np.exp(scores - scores.max())
+            output[b, t, n] = weights @ values[b, n // group, seen] / weights.sum()
+    return output
+
+
+def assert_close(ours, expected):
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * max(np.abs(expected).max(), 1e-6))
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("slots", [1, 255, 256, 257, 700])
+def test_equals_loops_for_shuffled_positions_and_holes(slots, tokens):
+    """Slots in any order, a third of them empty, queries in the middle of the positions."""
+    queries, keys, values = inputs(slots=slots, tokens=tokens)
+    generator = np.random.default_rng(1)
+    key_positions = np.stack([generator.permutation(slots) for _ in range(2)]).astype(np.int32)
+    key_positions[generator.random((2, slots)) < 0.3] = -1
+    query_positions = generator.integers(0, slots, (2, tokens)).astype(np.int32)
+    ours = decode_attention(
+        queries,
+        keys,
+        values=values,
+        query_positions=jnp.asarray(query_positions),
+        key_positions=jnp.asarray(key_positions),
+    )
+    assert_close(ours, by_loops(queries, keys, values, query_positions, key_positions))
+
+
+@pytest.mark.parametrize(("query_heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_equals_dot_product_attention(query_heads, kv_heads):
+    queries, keys, values = inputs(slots=600, tokens=3, query_heads=query_heads, kv_heads=kv_heads)
+    query_positions = jnp.asarray([[597, 598, 599], [10, 11, 12]])
+    key_positions = jnp.broadcast_to(jnp.arange(600), (2, 600))
+    ours = decode_attention(queries, keys, values=values, query_positions=query_positions, key_positions=key_positions)
+    mask = (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
+    witness = jax.nn.dot_product_attention(queries, jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2), mask=mask)
+    assert_close(ours, witness)
+
+
+def test_a_sink_beside_thousands_of_near_uniform_tokens():
+    """One slot of weight 0.99 over 8,192 others: the small weights must still count."""
+    queries, keys, values = inputs(batch=1, slots=8193, query_heads=1, kv_heads=1)
+    keys = keys * 0.01
+    unit = queries[0, 0, 0] / jnp.linalg.norm(queries[0, 0, 0]) ** 2
+    keys = keys.at[0, 0, 5].set(unit * 4 * np.log(99 * 8192))  # score ln(99 * 8192), so weight about 0.99
+    where = np.arange(8193, dtype=np.int32)[None]
+    newest = np.asarray([[8192]], np.int32)
+    ours = decode_attention(
+        queries, keys, values=values, query_positions=jnp.asarray(newest), key_positions=jnp.asarray(where)
+    )
+    assert_close(ours, by_loops(queries, keys, values, newest, where))
+
+
+def test_nan_in_empty_slots_changes_nothing():
+    queries, keys, values = inputs(slots=520)
+    positions = np.where(np.arange(520) % 3 == 0, np.arange(520), -1).astype(np.int32)[None].repeat(2, 0)
+    empty = jnp.asarray(positions < 0)[:, None, :, None]
+    arguments = {"query_positions": jnp.asarray([[400], [519]]), "key_positions": jnp.asarray(positions)}
+    clean = decode_attention(queries, keys, values=values, **arguments)
+    dirty = decode_attention(
+        queries, jnp.where(empty, jnp.nan, keys), values=jnp.where(empty, jnp.nan, values), **arguments
+    )
+    np.testing.assert_array_equal(clean, dirty)
+
+
+def test_a_query_that_sees_nothing_gets_zeros():
+    queries, keys, values = inputs(tokens=2)
+    positions = jnp.full((2, 300), -1)
+    nothing = decode_attention(
+        queries, keys, values=values, query_positions=jnp.asarray([[3, -1], [3, 4]]), key_positions=positions
+    )
+    np.testing.assert_array_equal(nothing, np.zeros(queries.shape))
+
+
+def test_low_precision_accumulates_in_float32():
+    queries, keys, values = (array.astype(jnp.bfloat16) for array in inputs(slots=2000))
+    positions = np.broadcast_to(np.arange(2000, dtype=np.int32), (2, 2000))
+    newest = np.full((2, 1), 1999, np.int32)
+    ours = decode_attention(
+        queries, keys, values=values, query_positions=jnp.asarray(newest), key_positions=jnp.asarray(positions)
+    )
+    assert ours.dtype == jnp.bfloat16
+    exact = by_loops(*(array.astype(jnp.float32) for array in (queries, keys, values)), newest, positions)
+    np.testing.assert_allclose(ours.astype(np.float32), exact, rtol=0, atol=2**-8 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("rows", "slots", "block"), [(2, 8192, 2048), (2, 8257, 2065), (16, 8192, 256), (512, 8192, 256), (2, 100, 100)]
+)
+def test_blocks_are_equal_and_hold_about_a_mebibyte(rows, slots, block):
+    assert block_slots_for(rows, slots, 64) == block
