@@ -101,8 +101,8 @@ class Transformers:
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # closes both pipes and waits
+            self._process.stdin.close()
 
 
 def bench_decode(settings: Settings) -> dict[str, Any]:

@@ -1,0 +1,22 @@
+"""The glossary is complete: every letter in an annotation or einsum of the tree stands in it."""
+
+import re
+from pathlib import Path
+
+from kvjax import axes
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXTRA = {"Q": "G T rows of one matrix, said where it is used", "half": "D / 2 bands", "...": "any axes"}
+
+
+def test_every_letter_is_in_the_glossary():
+    known = set(re.findall(r"^\| `(\w)` \|", axes.__doc__, flags=re.MULTILINE)) | set(EXTRA)
+    assert "H" not in known
+    used = set()
+    for folder in ("kvjax", "models", "kernels_pallas"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for annotation in re.findall(r'(?:Float|Int|Bool|Key)\[Array, "([^"]*)"\]', path.read_text()):
+                used |= set(annotation.split())
+            for equation in re.findall(r'einsum\(\s*f?"([^"]*)"', path.read_text()):
+                used |= set(re.sub(r"[^A-Za-z]", "", equation))
+    assert used - {"1"} <= known, used - known
