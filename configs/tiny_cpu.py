@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """The settings."""
     config = decode_config("models/tiny")
     config.dtype = "float32"
-    config.prompt = "The whale"
+    config.prompt = "KING RICHARD:\n"
     config.max_new_tokens = 300
     config.sampling.temperature = 0.7
     config.sampling.top_p = 0.95

@@ -90,7 +90,7 @@ class LayerCache:
       state: whatever the selection carries from step to step, or None.
     """
 
-    exact: ExactSegment
+    exact: Any
     body: Any = None
     state: Any = None
 
@@ -113,7 +113,7 @@ class KVCache:
       placement: where the arrays live (static).
     """
 
-    layers: tuple[LayerCache, ...]
+    layers: Any
     num_seen: Any
     policy: Policy
     shape: ModelShape

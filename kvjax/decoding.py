@@ -11,7 +11,7 @@ and donate the cache: the one that went in must not be used again.
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from kvjax.policy import Policy, parse_policy
 from kvjax.sharding import Placement
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What decoding needs of a model: a pytree with these members."""
 

@@ -9,7 +9,7 @@ when all rows have stopped. One compiled loop serves the whole generation; promp
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,7 +63,7 @@ class Generator:
         batch: int,
         max_tokens: int,
         sampling: Sampling = Sampling(),
-        stop_tokens: Sequence[int] = (),
+        stop_tokens: Collection[int] = (),
         steps_per_dispatch: int = 16,
     ):
         check_sampling(sampling)
@@ -197,7 +197,7 @@ def generate(
     max_new_tokens: int,
     policy: str | Policy = "full",
     sampling: Sampling = Sampling(),
-    stop_tokens: Sequence[int] = (),
+    stop_tokens: Collection[int] = (),
     seed: int = 0,
 ) -> list[list[int]]:
     """Generates from prompts of any lengths, all in one batch.

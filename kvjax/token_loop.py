@@ -6,6 +6,7 @@ decode_block   a loop of decode steps: feed the newest token, draw the next, unt
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +32,10 @@ class DecodeState:
       keys: `B` PRNG keys, one a row; a draw folds the position in.
     """
 
-    cache: KVCache
-    tokens: jax.Array
-    stopped: jax.Array
-    keys: jax.Array
+    cache: Any
+    tokens: Any
+    stopped: Any
+    keys: Any
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "stop_tokens"), donate_argnames="cache")

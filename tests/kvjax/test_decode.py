@@ -68,7 +68,7 @@ def test_quiet_prints_the_text_alone(program):
 
 
 def test_the_prompt_of_the_config_serves_where_none_is_given(program):
-    assert program()[1].startswith("The whale")
+    assert program()[1].startswith("KING RICHARD:")
 
 
 def test_chat_shows_the_reply_alone(program):

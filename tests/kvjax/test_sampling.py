@@ -42,7 +42,9 @@ def test_draws_follow_the_distribution():
     assert shares[1] == 0
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 1.0}]
+)
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))} is .* it must be"):
         check_sampling(Sampling(**wrong))
