@@ -44,12 +44,12 @@ def load_model(folder: str | Path, *, mesh: Mesh | None = None, dtype: str | jnp
     graph, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
     weights = [Weight(".".join(map(str, keys)), variable.axes, _shape(variable)) for keys, variable in flat]
-    with SafetensorsFolder(path) as tensors:
-        _check_tensors(tensors, weights, config=config, folder=path)
-        loaded = [
-            (keys, variable.replace(_load(tensors, weight, placement=model.placement, dtype=_dtype(variable))))
-            for (keys, variable), weight in zip(flat, weights, strict=True)
-        ]
+    tensors = SafetensorsFolder(path)
+    _check_tensors(tensors, weights, config=config, folder=path)
+    loaded = [
+        (keys, variable.replace(_load(tensors, weight, placement=model.placement, dtype=_dtype(variable))))
+        for (keys, variable), weight in zip(flat, weights, strict=True)
+    ]
     return nnx.merge(graph, nnx.from_flat_state(loaded))
 
 

@@ -7,7 +7,6 @@ the first tensor is read, and named.
 import json
 import struct
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,7 +20,7 @@ _DTYPES = {"F32": 4, "BF16": 2, "F16": 2}
 
 
 class SafetensorsFolder:
-    """The tensors of a folder by name; a context manager that keeps its files open.
+    """The tensors of a folder by name.
 
     Args:
       folder: holds `model.safetensors`, or `model.safetensors.index.json` and the files that it names.
@@ -33,15 +32,6 @@ class SafetensorsFolder:
     def __init__(self, folder: Path):
         self._folder = folder
         self._file_of, self._shape_of = _read_headers(folder)
-        self._open: dict[Path, safe_open] = {}
-
-    def __enter__(self) -> "SafetensorsFolder":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.clear()
 
     def names(self) -> frozenset[str]:
         """Names of all tensors."""
@@ -62,10 +52,9 @@ class SafetensorsFolder:
 
     def read(self, name: str, slices: tuple[slice, ...]) -> np.ndarray:
         """Reads a part of a tensor."""
-        path = self._file_of[name]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="numpy")
-        return self._open[path].get_slice(name)[slices]
+        # Opened for each part: what was read of a mapped file would stay in this process's memory while it is open.
+        with safe_open(self._file_of[name], framework="numpy") as file:
+            return file.get_slice(name)[slices]
 
 
 def _read_headers(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[tuple[int, ...], str]]]:

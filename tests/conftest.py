@@ -29,3 +29,11 @@ def shared_data() -> Path:
 def golden() -> Path:
     """Checkpoints and arrays that other programs wrote."""
     return ROOT / "tests" / "golden"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests recorded under "print", also where they ran in other processes."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "print" and report.when == "call":
+                terminalreporter.write_line(text)

@@ -1,7 +1,11 @@
 """Loading: sharded and whole, every dtype, and each broken file named in one line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import models
 from kvjax.errors import UserError
 from kvjax.sharding import make_mesh
+from tests.tiny import tiny_config
 
 
 @pytest.fixture
@@ -88,7 +93,6 @@ def test_a_folder_that_is_not_there_or_is_a_file(single):
 
 
 def test_a_hub_name_is_downloaded_or_the_way_out_is_named(monkeypatch, golden):
-    import sys
     import types
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -108,3 +112,30 @@ def test_a_hub_name_is_downloaded_or_the_way_out_is_named(monkeypatch, golden):
     with pytest.raises(UserError, match="downloading it failed: 401 Client Error. Check the name"):
         models.load_model("some/secret")
     assert asked == ["some/model", "some/secret"]
+
+
+LOAD = """
+import resource, sys
+import jax, models
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+jax.devices()
+before = peak()
+model = models.load_model(sys.argv[1])
+print(sum(leaf.nbytes for leaf in jax.tree.leaves(model)), peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_host_memory_holds_the_model_once(tmp_path):
+    """On a CPU the model itself is in host memory; beside it there is room for about one tensor."""
+    config = tiny_config(layers=8, width=512, feed_forward=4096, vocab_size=512)
+    models.save_checkpoint(models.Transformer(config), tmp_path)
+    environment = dict(os.environ, PYTHONPATH=str(Path(models.__file__).parent.parent), XLA_FLAGS="")
+    command = [sys.executable, "-c", LOAD, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    model_bytes, added = map(int, done.stdout.split())
+    assert model_bytes > 100e6
+    assert added < 1.5 * model_bytes

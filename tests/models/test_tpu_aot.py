@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +47,7 @@ print("RESULT", json.dumps({
 """
 
 
-def test_qwen3_8b_decodes_on_v6e_2x4(capsys):
+def test_qwen3_8b_decodes_on_v6e_2x4(record_property):
     environment = dict(
         os.environ,
         JAX_PLATFORMS="cpu",
@@ -54,7 +55,7 @@ def test_qwen3_8b_decodes_on_v6e_2x4(capsys):
         TPU_SKIP_MDS_QUERY="1",
         TPU_WORKER_HOSTNAMES="localhost",
         TPU_WORKER_ID="0",
-        PYTHONPATH=os.getcwd(),
+        PYTHONPATH=str(Path(__file__).resolve().parent.parent.parent),
     )
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, "v6e:2x4", str(BATCH), str(MAX_TOKENS)],
@@ -66,8 +67,7 @@ def test_qwen3_8b_decodes_on_v6e_2x4(capsys):
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert results, done.stderr[-3000:]
     memory = json.loads(results[0].removeprefix("RESULT "))
-    with capsys.disabled():
-        print(f"\nQwen3-8B on v6e:2x4, batch {BATCH}, {MAX_TOKENS} tokens, bytes per chip: {memory}")
+    record_property("print", f"Qwen3-8B on v6e:2x4, batch {BATCH}, {MAX_TOKENS} tokens, bytes per chip: {memory}")
     weights = 8_190_735_360 * 2 / 8
     cache = 36 * 2 * BATCH * (8 // 8) * MAX_TOKENS * 128 * 2
     assert weights + cache < memory["arguments"] < 1.02 * (weights + cache)
