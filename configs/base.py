@@ -18,13 +18,15 @@ def decode_config(model: str) -> ConfigDict:
             "prompt": "",  # what --prompt is, where that is not given
             "chat": False,  # put prompts through the chat template, as the user's words
             "system_prompt": config_dict.placeholder(str),
-            "template": ConfigDict(),  # further variables of the chat template
+            "template": {"enable_thinking": config_dict.placeholder(bool)},  # variables of the chat template
             "batch": 8,  # prompts of a --prompts file that are decoded together
             "max_tokens": config_dict.placeholder(int),  # room of the cache; what a batch needs if unset
             "max_new_tokens": 256,
             "steps_per_dispatch": 16,  # tokens between two looks at the screen
             "stop_at_end": True,  # whether end-of-text tokens end a generation
-            "sampling": {  # unset fields follow the checkpoint's generation_config.json, else greedy
+            # Unset fields follow the checkpoint's generation_config.json; where that does not sample, greedy. A top_k
+            # that neither names keeps all tokens.
+            "sampling": {
                 "temperature": config_dict.placeholder(float),
                 "top_k": config_dict.placeholder(int),
                 "top_p": config_dict.placeholder(float),

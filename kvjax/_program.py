@@ -5,6 +5,7 @@ importing a program defines nothing and reads nothing.
 """
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,9 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from kvjax.errors import UserError, unknown
-
-ROOT = Path(__file__).resolve().parent.parent
-"""The folder that holds `configs/` and `models/`: the checkout, or where the packages were installed."""
+from kvjax.folder import ROOT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +24,11 @@ class Settings:
 
     Attributes:
       config: the run's config, locked, overrides applied; empty for a program without one.
-      config_name: the file that it came from.
       flags: the program's flags by name.
       words: what stood on the command line beside flags.
     """
 
     config: ConfigDict
-    config_name: str
     flags: flags.FlagValues
     words: tuple[str, ...]
 
@@ -67,11 +64,20 @@ def run(
             raise UserError(f"Unexpected argument '{settings.words[0]}': every option is written --name=value.")
         return main(settings)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
+    except BrokenPipeError:  # whoever read the output has gone, e.g. `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def _parse(argv: list[str], usage: str, define_flags: Callable, default_config: str | None) -> Settings | None:
@@ -82,15 +88,14 @@ def _parse(argv: list[str], usage: str, define_flags: Callable, default_config: 
     if {"--help", "-h"} & set(argv):
         print(f"{usage.strip()}\n\n{_flags_help(values, default_config)}")
         return None
-    config_path = ""
     if default_config is not None:
-        argv, config_path = _define_config(values, argv, default_config)
+        argv = _define_config(values, argv, default_config)
     try:
         words = tuple(values(argv)[1:])
     except flags.Error as error:
         raise UserError(f"{error}. Try --help.") from error
     config = ConfigDict() if default_config is None else values["config"].value
-    return Settings(config, config_path, values, words)
+    return Settings(config, values, words)
 
 
 def _flags_help(values: flags.FlagValues, default_config: str | None) -> str:
@@ -107,17 +112,14 @@ def _flags_help(values: flags.FlagValues, default_config: str | None) -> str:
     return "\n".join(lines)
 
 
-def _define_config(values: flags.FlagValues, argv: list[str], default: str) -> tuple[list[str], str]:
+def _define_config(values: flags.FlagValues, argv: list[str], default: str) -> list[str]:
     """Defines --config; its file is loaded once without overrides, so that a wrong name is found here."""
     given, rest = _take_config_argument(argv)
     path = find_file(given or default, "config")
-    scratch = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_file("config", str(path), flag_values=scratch, sys_argv=argv[:1])
-        scratch(argv[:1])
-        known = scratch["config"].value
-    except flags.Error as error:
-        raise UserError(f"The config {path} does not load: {str(error).splitlines()[-1]}") from error
+    known = _load_config(path)
+    missing = sorted(set(_load_config(ROOT / default)) - set(known)) if given else []
+    if missing:
+        raise UserError(f"The config {path} is not for this program: it lacks {', '.join(missing)}; see {default}.")
     for argument in rest:
         if override := re.match(r"--(?:no)?config\.([\w.\[\]]+)", argument):
             _check_field(known, override.group(1))
@@ -125,7 +127,23 @@ def _define_config(values: flags.FlagValues, argv: list[str], default: str) -> t
         config_flags.DEFINE_config_file("config", str(path), flag_values=values, sys_argv=rest, lock_config=True)
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"A value for the config {path} does not fit: {error}") from error
-    return rest, str(path)
+    return rest
+
+
+def _load_config(path: Path) -> ConfigDict:
+    """What `get_config()` of a file returns."""
+    if path.is_dir():
+        raise UserError(f"The config {path} is a folder; give a Python file with get_config().")
+    scratch = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", str(path), flag_values=scratch, sys_argv=["kvjax"])
+        scratch(["kvjax"])
+        config = scratch["config"].value
+    except Exception as error:  # whatever the file's own code raises
+        raise UserError(f"The config {path} does not load: {str(error).strip().splitlines()[-1]}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"The config {path}: get_config() must return a ConfigDict, not {type(config).__name__}.")
+    return config
 
 
 def _take_config_argument(argv: list[str]) -> tuple[str | None, list[str]]:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ class Transformers:
     def __init__(self, python: str, model: Path):
         self._model = str(model)
         script = Path(__file__).with_name("peer_transformers.py")
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._faults = tempfile.TemporaryFile("w+")  # what the peer says when it fails
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._faults}
         try:
             self._process = subprocess.Popen([python, str(script)], text=True, **pipes)
         except OSError as error:
@@ -96,12 +98,14 @@ class Transformers:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise UserError(f"transformers failed on {case}: run {_INSTALL} and try again.")
+            self._faults.seek(0)
+            said = self._faults.read().strip().splitlines() or ["it said nothing"]
+            raise UserError(f"transformers failed on {case}: {said[-1]}")
         return json.loads(answer)["seconds_per_step"]
 
     def close(self) -> None:
         """Ends the process."""
-        with self._process:  # closes both pipes and waits
+        with self._faults, self._process:  # closes the pipes and waits
             self._process.stdin.close()
 
 
@@ -113,18 +117,19 @@ def bench_decode(settings: Settings) -> dict[str, Any]:
     new_tokens, repeats = values["new_tokens"].value, values["repeats"].value
     policies = [str(parse_policy(policy)) for policy in values["policies"].value]
     model = load_model(folder, dtype="float32")
-    contenders: list[Ours | Transformers] = [Ours(model, policy) for policy in policies]
-    contenders += _peers(values["against"].value, values["peer_python"].value, folder)
-    rows = []
-    with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
-        for case in cases:
-            rows += _measure(case, contenders, new_tokens=new_tokens, repeats=repeats)
-            progress.advance(1)
     report = new_report("kvjax.bench decode", config=_flag_values(values), policy=",".join(policies))
-    for contender in contenders:
-        if isinstance(contender, Transformers):
-            report["versions"] |= contender.versions
-            contender.close()
+    rows = []
+    peers = _peers(values["against"].value, values["peer_python"].value, folder)
+    try:
+        contenders = [*(Ours(model, policy) for policy in policies), *peers]
+        with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
+            for case in cases:
+                rows += _measure(case, contenders, new_tokens=new_tokens, repeats=repeats)
+                progress.advance(1)
+    finally:
+        for peer in peers:
+            report["versions"] |= peer.versions
+            peer.close()
     return {**report, "rows": rows}
 
 

@@ -10,6 +10,7 @@ END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
+END_OF_TEXT_ID = 256
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
@@ -72,7 +73,7 @@ def write_byte_tokenizer(folder: str | Path, *, vocab_size: int, max_positions: 
     target = Path(folder)
     _write(target / "tokenizer.json", tokenizer)
     _write(target / "tokenizer_config.json", settings)
-    _write(target / "generation_config.json", {"eos_token_id": 256, "pad_token_id": 256})
+    _write(target / "generation_config.json", {"eos_token_id": END_OF_TEXT_ID, "pad_token_id": END_OF_TEXT_ID})
 
 
 def _write(path: Path, content: dict) -> None:

@@ -33,7 +33,7 @@ KEY_AXES = "B K S D"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What a cache needs to know of a model.
+    """What caches and decoding need to know of a model.
 
     Attributes:
       num_layers: L.
@@ -41,6 +41,8 @@ class ModelShape:
       num_kv_heads: K, a divisor of N.
       head_size: D.
       dtype: name of the dtype of keys and values, e.g. "bfloat16".
+      vocab_size: V, one past the largest token id.
+      sliding_window: tokens that a query sees at most, None for all.
     """
 
     num_layers: int
@@ -48,6 +50,8 @@ class ModelShape:
     num_kv_heads: int
     head_size: int
     dtype: str
+    vocab_size: int
+    sliding_window: int | None = None
 
 
 @functools.partial(

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from kvjax._program import find_file
+from kvjax.byte_tokenizer import END_OF_TEXT_ID
 from kvjax.errors import UserError
-
-END_OF_TEXT_ID = 256
 
 
 def read_documents(path: Path) -> list[str]:
@@ -22,8 +21,11 @@ def read_documents(path: Path) -> list[str]:
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        return [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
+        try:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            return [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f'{path} holds a line that is no {{"question": ..., "answer": ...}}: {error}.') from error
     lines = text.splitlines(keepends=True)
     starts = [index + 1 for index, line in enumerate(lines) if line.startswith("*** START OF")]
     ends = [index for index, line in enumerate(lines) if line.startswith("*** END OF")]
@@ -54,15 +56,16 @@ class Corpus:
         return np.stack([self.held_out[start : start + tokens + 1] for start in starts])
 
 
-def load_corpus(paths: Sequence[str], *, held_out_share: float) -> Corpus:
+def load_corpus(paths: Sequence[str], *, held_out_share: float, row_tokens: int) -> Corpus:
     """Reads texts.
 
     Args:
       paths: files, relative to here or to the project's root.
-      held_out_share: share of each file's documents, or of a single document's bytes, kept for validation, in (0, 1).
+      held_out_share: share of each file's bytes, its end, kept for validation, in (0, 1).
+      row_tokens: tokens of the longest row that will be asked for.
 
     Raises:
-      UserError: a file is missing, or no file is named.
+      UserError: a file is missing or malformed, no file is named, or the texts are shorter than a row.
     """
     if not paths:
         raise UserError("No texts to train on: name at least one file in config.texts.")
@@ -73,7 +76,11 @@ def load_corpus(paths: Sequence[str], *, held_out_share: float) -> Corpus:
         cut = int(len(joined) * (1 - held_out_share))
         train.append(joined[:cut])
         held_out.append(joined[cut:])
-    return Corpus(np.concatenate(train), np.concatenate(held_out))
+    corpus = Corpus(np.concatenate(train), np.concatenate(held_out))
+    for name, tokens in (("to train on", corpus.train), ("held out", corpus.held_out)):
+        if len(tokens) <= row_tokens:
+            raise UserError(f"The texts have {len(tokens)} bytes {name}, fewer than a row of {row_tokens} tokens.")
+    return corpus
 
 
 def _tokens(document: str) -> np.ndarray:

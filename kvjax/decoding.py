@@ -64,7 +64,7 @@ def init_cache(model: LanguageModel, policy: str | Policy = "full", *, batch: in
     for name, value in (("batch", batch), ("max_tokens", max_tokens)):
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1.")
-    window = getattr(getattr(model, "config", None), "sliding_window", None)
+    window = model.cache_shape.sliding_window
     if window is not None and max_tokens > window:
         raise UserError(
             f"The model attends within a sliding window of {window} tokens, which is not supported beyond the window: "
@@ -86,17 +86,19 @@ def prefill(
       lengths: `B` int32, each row's tokens, 1 to T; None if all are T.
 
     Returns:
-      The logits after each row's last token, `B V` float32, and the cache.
+      The logits after each row's last token, `B V` float32, and the cache. A row that had seen tokens before gets
+      NaN: go on with `compressed_decode`, which takes any number of tokens.
 
     Raises:
       UserError: T exceeds the cache's `max_tokens`, or B is not its batch.
     """
     _check_tokens(cache, tokens)
     lengths = _full_lengths(tokens) if lengths is None else lengths.astype(jnp.int32)
+    was_empty = (cache.num_seen == 0)[:, None]
     hidden, cache = _forward(params, cache, tokens, lengths=lengths, phase="prefill")
     last = jnp.maximum(lengths - 1, 0)[:, None, None]  # B 1 1
     last_hidden = jnp.take_along_axis(hidden, last, axis=1)  # B 1 M
-    return params.logits(last_hidden)[:, 0], cache
+    return jnp.where(was_empty, params.logits(last_hidden)[:, 0], jnp.nan), cache
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

@@ -8,15 +8,20 @@ from typing import Any
 from kvjax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+"""The folder that holds `configs/` and `models/`: the checkout, or where the packages were installed."""
+
+_SMALL_FILES = ["*.json", "*.jinja"]
+_WEIGHTS = ["*.safetensors"]
+_COPIES = ["consolidated*", "original/*"]  # the same weights again, in their makers' own layouts
 
 
-def find_checkpoint(name: str | Path) -> Path:
+def find_checkpoint(name: str | Path, *, weights: bool = True) -> Path:
     """The folder of a checkpoint.
 
     Args:
       name: a folder, relative to here or to the project's root, or a hub name such as "Qwen/Qwen3-8B", which is
         downloaded through huggingface_hub where that is installed.
+      weights: whether a download should bring the weights.
 
     Raises:
       UserError: there is no such folder, and the name cannot be downloaded.
@@ -29,10 +34,10 @@ def find_checkpoint(name: str | Path) -> Path:
             raise UserError(f"{path} is a file; give the folder that holds config.json and the weights.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise UserError(f"There is no checkpoint folder '{name}'; give a folder or a hub name such as Qwen/Qwen3-8B.")
-    return _download(str(name))
+    return _download(str(name), _SMALL_FILES + _WEIGHTS * weights)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, patterns: list[str]) -> Path:
     """Downloads a checkpoint, or finds it in the hub's local cache."""
     try:
         import huggingface_hub
@@ -41,7 +46,7 @@ def _download(name: str) -> Path:
             f"There is no folder '{name}', and downloading it needs huggingface_hub: pip install 'kvjax[hub]'."
         ) from error
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=_COPIES))
     except Exception as error:  # the library's errors share no base: network, permission, unknown name
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

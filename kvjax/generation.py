@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.cache import KVCache
+from kvjax.cache import KVCache, ModelShape
 from kvjax.decoding import LanguageModel, init_cache
 from kvjax.errors import UserError
 from kvjax.policy import Policy
@@ -87,16 +87,17 @@ class Generator:
         Args:
           prompts: 1 to B prompts, token ids, none empty.
           max_new_tokens: most new tokens a row, at least 1.
-          seeds: one a prompt, for sampling; 0, 1, ... where absent.
+          seeds: one a prompt, for sampling, at least 0 and below 2**32; 0, 1, ... where absent.
 
         Yields:
           `len(prompts) n` int32, n at most `steps_per_dispatch`; -1 after a row's stop token. The first block is the
           one token that the prompt itself gives.
 
         Raises:
-          UserError: a prompt is empty, or does not fit `max_tokens` with its new tokens.
+          UserError: a prompt is empty, holds an id outside the vocabulary, or does not fit `max_tokens` with its
+            new tokens; or a seed is out of range.
         """
-        check_prompts(prompts, max_tokens=self._max_tokens, max_new_tokens=max_new_tokens, batch=self._batch)
+        self._check(prompts, max_new_tokens, seeds)
         self.timing = Timing()
         state = self._first(prompts, seeds)
         yield np.asarray(state.tokens)[: len(prompts), None]
@@ -123,8 +124,26 @@ class Generator:
         rows = np.concatenate(blocks, axis=1)
         return [row[row != PADDING].tolist() for row in rows]
 
+    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int]) -> None:
+        """Raises `UserError` for what cannot be generated from."""
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        if not 1 <= len(prompts) <= self._batch:
+            raise UserError(f"{len(prompts)} prompts came; expected 1 to {self._batch}.")
+        if any(not 0 <= seed < 2**32 for seed in seeds):
+            raise UserError(f"The seeds {list(seeds)} must be at least 0 and below 2**32.")
+        limits = {"max_tokens": self._max_tokens, "max_new_tokens": max_new_tokens}
+        for index, prompt in enumerate(prompts):
+            check_prompt(prompt, name=f"Prompt {index}", shape=self._model.cache_shape, **limits)
+
     def memory(self) -> dict[str, int]:
-        """What the compiled decode loop needs besides its arguments, bytes per device; after a generation."""
+        """What the compiled decode loop needs besides its arguments, bytes per device.
+
+        Raises:
+          UserError: no generation has come as far as the loop.
+        """
+        if "block" not in self._compiled:
+            raise UserError("The decode loop is not compiled yet: generate at least two tokens first.")
         analysis = self._compiled["block"].memory_analysis()
         return {"temporary_bytes": analysis.temp_size_in_bytes, "aliased_bytes": analysis.alias_size_in_bytes}
 
@@ -171,23 +190,30 @@ def _width(rows: np.ndarray) -> int:
     return int(filled[-1]) + 1 if filled.size else 0
 
 
-def check_prompts(
-    prompts: Sequence[Sequence[int]], *, max_tokens: int, max_new_tokens: int, batch: int | None = None
-) -> None:
-    """Raises `UserError` for prompts that cannot be generated from; see `Generator.stream`."""
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
-    if not prompts or (batch is not None and len(prompts) > batch):
-        raise UserError(f"{len(prompts)} prompts came; expected 1 to {batch}.")
-    for index, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise UserError(f"Prompt {index} is empty; give at least one token.")
-        # The last new token is never fed, so it needs no room.
-        if len(prompt) + max_new_tokens - 1 > max_tokens:
-            raise UserError(
-                f"Prompt {index} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it needs "
-                f"max_tokens of at least {len(prompt) + max_new_tokens - 1}, and it is {max_tokens}."
-            )
+def check_prompt(tokens: Sequence[int], *, name: str, shape: ModelShape, max_tokens: int, max_new_tokens: int) -> None:
+    """Raises `UserError` for a prompt that cannot be generated from.
+
+    Args:
+      tokens: its token ids.
+      name: what to call it in the message.
+      shape: facts of the model.
+      max_tokens: room of the cache.
+      max_new_tokens: most new tokens.
+    """
+    if not len(tokens):
+        raise UserError(f"{name} is empty; give at least one token.")
+    outside = [token for token in tokens if not 0 <= token < shape.vocab_size]
+    if outside:
+        raise UserError(
+            f"{name} has the token {outside[0]}, and the model's vocabulary ends at {shape.vocab_size - 1}: "
+            "is the tokenizer the model's own?"
+        )
+    needed = len(tokens) + max_new_tokens - 1  # the last new token is never fed, so it needs no room
+    if needed > max_tokens:
+        raise UserError(
+            f"{name} has {len(tokens)} tokens; with max_new_tokens={max_new_tokens} it needs max_tokens of at least "
+            f"{needed}, and it is {max_tokens}."
+        )
 
 
 def generate(

@@ -1,6 +1,7 @@
 """A progress line on a terminal, and nothing where there is none."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from rich.console import Console
@@ -36,3 +37,14 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def status(text: str, *, quiet: bool = False) -> AbstractContextManager[object]:
+    """Says on a terminal what is going on, until the block ends.
+
+    Args:
+      text: e.g. "loading Qwen/Qwen3-8B".
+      quiet: show nothing.
+    """
+    console = Console(file=sys.stderr)
+    return nullcontext() if quiet or not console.is_terminal else console.status(text)

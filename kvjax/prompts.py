@@ -1,6 +1,7 @@
 """Prompts from a JSONL file and results into another, a JSON object a line; a run goes on where it stopped."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,8 @@ from typing import Any
 from kvjax.errors import UserError, unknown
 
 _FIELDS = {"prompt": str, "messages": list, "id": (str, int), "seed": int}
+SEED_RANGE = range(2**32)
+_ROW_START = b'{"line": '
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,11 @@ class Prompt:
     id: str | int | None = None
     seed: int | None = None
 
+    def digest(self) -> str:
+        """A short hash of what decides the answer; two prompts of one line differ in it."""
+        content = json.dumps([self.text, self.messages, self.seed], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
 
 def read_prompts(path: Path) -> Iterator[Prompt]:
     """Yields the prompts of a JSONL file, in order; blank lines are passed over.
@@ -41,38 +49,32 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
     Raises:
       UserError: when it comes to a line that is malformed; those before it have been yielded.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(_lines(file, path), start=1):
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
             if line.strip():
                 yield _parse(line, number, f"{path} line {number}")
 
 
-def _lines(file: Any, path: Path) -> Iterator[str]:
+def _parse(line: bytes, number: int, where: str) -> Prompt:
     try:
-        yield from file
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}.") from error
-
-
-def _parse(line: str, number: int, where: str) -> Prompt:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where} is not JSON: {error}. Lines before it are finished; mend it and run again."
-        ) from error
+        fields = json.loads(line.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{where} is not JSON in UTF-8: {error}. Mend it and run again.") from error
     if not isinstance(fields, dict):
         raise UserError(f'{where} holds a {type(fields).__name__}; an object such as {{"prompt": "..."}} was expected.')
     for name, value in fields.items():
         if name not in _FIELDS:
             raise UserError(f"{where}: {unknown('field', name, _FIELDS)}")
-        if not isinstance(value, _FIELDS[name]):
+        if not isinstance(value, _FIELDS[name]) or isinstance(value, bool):
             raise UserError(f"{where}: the field '{name}' has a value of type {type(value).__name__}.")
+    check_text(json.dumps(fields, ensure_ascii=False), where)
     if ("prompt" in fields) == ("messages" in fields):
         raise UserError(f'{where}: give either "prompt" or "messages".')
     messages = fields.get("messages")
     if messages is not None and not (messages and all(_is_message(message) for message in messages)):
         raise UserError(f'{where}: "messages" must be a list of objects with "role" and "content".')
+    if fields.get("seed", 0) not in SEED_RANGE:
+        raise UserError(f"{where}: the seed {fields['seed']} must be at least 0 and below 2**32.")
     return Prompt(
         line=number,
         text=fields.get("prompt"),
@@ -80,6 +82,14 @@ def _parse(line: str, number: int, where: str) -> Prompt:
         id=fields.get("id"),
         seed=fields.get("seed"),
     )
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises `UserError` for text that has no UTF-8 form (half of a surrogate pair)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} holds a character that is not Unicode text: {error.reason}.") from error
 
 
 def _is_message(message: Any) -> bool:
@@ -91,47 +101,70 @@ class ResultFile:
 
     Args:
       path: the file; made if missing.
-      settings: what must agree for earlier results to count, e.g. the model and the policy.
+      settings: what must agree for earlier results to count, as JSON has it.
 
     Raises:
       UserError: the file holds something else, or results of other settings.
     """
 
     def __init__(self, path: Path, *, settings: Mapping[str, Any]):
-        self._path, self._settings = path, dict(settings)
-        self.finished: set[int] = set()
-        """Numbers of the lines that need not be run again."""
+        self._path = path
+        self._settings = json.loads(json.dumps(settings))
+        self._finished: dict[int, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            self._read()
+        path.touch()
+        self._read()
+
+    def is_finished(self, prompt: Prompt) -> bool:
+        """Whether the prompt was answered by an earlier run.
+
+        Raises:
+          UserError: that run had another prompt on this line.
+        """
+        found = self._finished.get(prompt.line)
+        if found not in (None, prompt.digest()):
+            raise UserError(
+                f"{self._path} holds the answer to another prompt of line {prompt.line}; give another --output."
+            )
+        return found is not None
 
     def _read(self) -> None:
-        whole = self._path.read_text(encoding="utf-8")
-        end = whole.rfind("\n") + 1
-        for number, line in enumerate(whole[:end].splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                self.finished.add(row["line"])
-                found = row["settings"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{self._path} line {number} is not a result of this program; give another --output."
-                ) from error
-            if found != self._settings:
-                changed = sorted(key for key in {*found, *self._settings} if found.get(key) != self._settings.get(key))
-                raise UserError(
-                    f"{self._path} holds results of other settings ({', '.join(changed)}); give another --output."
-                )
-        half = whole[end:]
-        if half and not half.startswith('{"line": '):
+        data = self._path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        # Split at line feeds alone: answers may hold other characters that Python takes for ends of lines.
+        for number, line in enumerate(data[:end].split(b"\n")[:-1], start=1):
+            self._read_row(line, number)
+        half = data[end:]
+        if half and not (half.startswith(_ROW_START) or _ROW_START.startswith(half)):
             raise UserError(f"{self._path} ends in something that is not a result; give another --output.")
         if half:  # an earlier run was killed in the middle of a line
-            self._path.write_text(whole[:end], encoding="utf-8")
+            os.truncate(self._path, end)
+
+    def _read_row(self, line: bytes, number: int) -> None:
+        try:
+            row = json.loads(line.decode("utf-8"))
+            answered, digest, found = row["line"], row["prompt_sha256"], dict(row["settings"])
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self._path} line {number} is not a result of this program; give another --output."
+            ) from error
+        changed = {name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name)}
+        if changed:
+            raise UserError(
+                f"{self._path} holds results of other settings ({', '.join(sorted(changed))}); give another --output."
+            )
+        self._finished[answered] = digest
 
     def write(self, prompt: Prompt, **result: Any) -> None:
         """Appends a result and makes sure that it is on the disk."""
         named = {} if prompt.id is None else {"id": prompt.id}
-        row = {"line": prompt.line, **named, **result, "settings": self._settings}
+        row = {
+            "line": prompt.line,
+            **named,
+            **result,
+            "prompt_sha256": prompt.digest(),
+            "settings": self._settings,
+        }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from kvjax._kernels import implementations
-
-ROOT = Path(__file__).resolve().parent.parent
+from kvjax.errors import UserError
+from kvjax.folder import ROOT
 
 
 def new_report(program: str, *, config: dict[str, Any], policy: str = "full") -> dict[str, Any]:
@@ -66,7 +66,21 @@ def write_text(path: str | Path, text: str) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(scratch, 0o644)
-    os.replace(scratch, target)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, target)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+def check_target(path: str | Path) -> None:
+    """Raises `UserError` if a file cannot be written there, before hours of work find out."""
+    target = Path(path).absolute()
+    folder = next(parent for parent in target.parents if parent.exists())
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; give the path of a file.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{target} cannot be written: {folder} is not a folder that can be written to.")

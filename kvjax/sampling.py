@@ -54,7 +54,9 @@ def sample(logits: axes.LastLogits, keys: axes.RowKeys, *, sampling: Sampling) -
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    kept = _cut(logits / sampling.temperature, sampling)
+    # The likeliest token at 0, so that a tiny temperature overflows to -inf and never to +inf.
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    kept = _cut(shifted / sampling.temperature, sampling)
     draw = jax.vmap(functools.partial(jax.random.categorical, axis=-1))
     return draw(keys, kept).astype(jnp.int32)
 

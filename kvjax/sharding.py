@@ -73,7 +73,7 @@ def make_mesh(*, data: int = 1, model: int = 1) -> Mesh:
       A mesh with the axes "data" and "model", whose shardings XLA propagates.
 
     Raises:
-      UserError: the product is not the number of devices that are there.
+      UserError: the product is more than the devices that are there.
     """
     num_devices = len(jax.devices())
     sizes = [data, model]

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import tokenizers
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -38,7 +41,7 @@ class Tokenizer:
     ):
         self._tokenizer = tokenizer
         self._special = {name: _content(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
-        # transformers puts the first token itself where this is set, whatever tokenizer.json does.
+        # transformers 4 puts the first token itself where this is set, whatever tokenizer.json does.
         first = tokenizer.token_to_id(self._special["bos_token"] or "") if settings.get("add_bos_token") else None
         self._first_tokens = [] if first is None else [first]
         self._template_text = template
@@ -48,11 +51,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens, added ones included; the model's embedding may have more rows."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether `chat` can be called."""
-        return self._template_text is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -97,11 +95,15 @@ class Tokenizer:
         if self._template_text is None:
             raise UserError("The model has no chat template (tokenizer_config.json); use a plain prompt.")
         special = {name: token for name, token in self._special.items() if token is not None}
+        given = {"tools": None, "documents": None, "add_generation_prompt": True, **special, **variables}
         try:
             template = _environment().from_string(self._template_text)
-            return template.render(messages=list(messages), add_generation_prompt=True, **special, **variables)
         except jinja2.TemplateError as error:
-            raise UserError(f"The chat template does not take these messages: {error}") from error
+            raise UserError(f"The model's chat template is malformed: {error}.") from error
+        try:
+            return template.render(messages=list(messages), **given)
+        except Exception as error:  # whatever the checkpoint's own code raises
+            raise UserError(f"The chat template does not take these messages: {error}.") from error
 
 
 class TextStream:
@@ -136,12 +138,10 @@ class TextStream:
         if text.endswith(_UNFINISHED) or len(text) <= len(self._known):
             return ""
         new = text[len(self._known) :]
-        alone = self._decode(self._run[-1:])
-        if alone and _UNFINISHED not in alone:
-            # The newest token is context enough for the next one; older ones cannot change the text any more.
-            self._run, self._known = self._run[-1:], alone
-        else:
-            self._known = text
+        # The newest tokens are context enough for the next one. If they begin inside a character, what stands for
+        # its rest is in the known text, now and after the next token alike.
+        self._run = self._run[-_CONTEXT_TOKENS:]
+        self._known = self._decode(self._run)
         return new
 
     def _decode(self, tokens: Sequence[int]) -> str:
@@ -158,7 +158,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
       UserError: a file is missing or malformed.
     """
-    path = find_checkpoint(folder)
+    path = find_checkpoint(folder, weights=False)
     file = path / "tokenizer.json"
     if not file.exists():
         raise UserError(f"There is no {file}: convert the tokenizer with transformers' save_pretrained first.")
@@ -179,11 +179,16 @@ def _read_template(path: Path, settings: Mapping[str, Any]) -> str | None:
     """The chat template: a file of its own, a string, or the one named "default" of several."""
     file = path / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 text: {error}.") from error
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"{path}: the chat_template of tokenizer_config.json is no text but {template!r}.")
     return template
 
 
@@ -192,27 +197,52 @@ def _stop_tokens(path: Path, tokenizer: tokenizers.Tokenizer, settings: Mapping[
     generation = read_json(path / "generation_config.json", default={})
     config = read_json(path / "config.json", default={})
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
-    found = {ends} if isinstance(ends, int) else set(ends or ())
+    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(end) is int and 0 <= end < 2**31 for end in ids):
+        raise UserError(f"{path}: eos_token_id is {ends!r}; a token id or a list of them was expected.")
+    found = set(ids)
     own = tokenizer.token_to_id(_content(settings.get("eos_token")) or "")
     return tuple(sorted(found if own is None else found | {own}))
 
 
 def _content(token: str | Mapping[str, Any] | None) -> str | None:
     """The text of a special token, which may be wrapped in a dict."""
-    return token.get("content") if isinstance(token, Mapping) else token
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"A special token in tokenizer_config.json is no text but {text!r}.")
+    return text
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
     """Templates come with checkpoints, so they run where they can change nothing and reach nothing."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    extensions = [loopcontrols, _Generation]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+class _Generation(jinja2.ext.Extension):
+    """The block `{% generation %}`, by which templates mark replies for training: rendered as what it holds."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Reads the block and gives its body."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter `tojson` as transformers gives it to templates."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:

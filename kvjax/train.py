@@ -100,6 +100,7 @@ class Checkpoints:
     """The run's checkpoints: the newest two, whatever was finished of them."""
 
     def __init__(self, folder: Path):
+        self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -113,7 +114,12 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return 0, state
-        tree = self._manager.restore(step, args=ocp.args.StandardRestore(_as_tree(state)))
+        try:
+            tree = self._manager.restore(step, args=ocp.args.StandardRestore(_as_tree(state)))
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"The checkpoints in {self._folder} are of another model: set config.checkpoint_folder to a new folder."
+            ) from error
         leaves = [tree["optimizer"][name] for name in sorted(tree["optimizer"])]
         moments = jax.tree.unflatten(jax.tree.structure(state.optimizer), leaves)
         return step, TrainState(with_parameters(state.model, tree["model"]), moments)
@@ -139,7 +145,8 @@ def train(config: ConfigDict, *, quiet: bool = False) -> TrainState:
     Returns:
       The final state; its numbers are in `log.jsonl` of the checkpoint folder.
     """
-    corpus = load_corpus(config.texts, held_out_share=config.held_out_share)
+    longest = max(stage["tokens"] for stage in config.stages)
+    corpus = load_corpus(config.texts, held_out_share=config.held_out_share, row_tokens=longest)
     folder = ROOT / config.checkpoint_folder
     folder.mkdir(parents=True, exist_ok=True)
     model_config = parse_config(dict(config.model), source="config.model")
@@ -192,7 +199,8 @@ class _Log:
 
     def __init__(self, path: Path, *, start: int):
         self._path = path
-        old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # a half line was never finished
+        old = [json.loads(line) for line in lines]
         self._kept = [line for line in old if line["step"] <= start]
         path.write_text("".join(json.dumps(line) + "\n" for line in self._kept))
         self._seconds = self._kept[-1]["seconds"] if self._kept else 0.0

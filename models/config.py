@@ -8,6 +8,8 @@ from kvjax.cache import ModelShape
 from kvjax.registry import Registry
 from kvjax.rope import Rope
 
+DTYPES = ("bfloat16", "float16", "float32")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -54,13 +56,15 @@ class ModelConfig:
     dtype: str = "bfloat16"
 
     def cache_shape(self, dtype: str) -> ModelShape:
-        """The facts that a cache needs, for keys and values of the given dtype."""
+        """The facts that caches and decoding need, for keys and values of the given dtype."""
         return ModelShape(
             num_layers=self.num_layers,
             num_query_heads=self.num_query_heads,
             num_kv_heads=self.num_kv_heads,
             head_size=self.head_size,
             dtype=dtype,
+            vocab_size=self.vocab_size,
+            sliding_window=self.sliding_window,
         )
 
     def num_parameters(self) -> int:

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from kvjax.errors import UserError, unknown
-from kvjax.rope import Llama3Scaling, Rope, YarnScaling
-from models.config import FAMILIES, Family, ModelConfig
+from models.config import DTYPES, FAMILIES, Family, ModelConfig
+from models.hf_rope import parse_rope
 
 _COMMON = {
     "vocab_size": "vocab_size",
@@ -22,36 +22,45 @@ _COMMON = {
     "max_position_embeddings": "max_positions",
 }
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_KINDS = {name: int if kind == int | None else kind for name, kind in get_type_hints(ModelConfig).items()}
+"""Field of `ModelConfig` -> its type; `int | None` counts as `int`."""
 _READ_APART = ("model_type", "hidden_act", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_parameters")
 
 _TRAINING = ("attention_dropout", "chunk_size_feed_forward", "hidden_dropout", "initializer_range", "pretraining_tp")
 _BOOKKEEPING = (
+    "_attn_implementation_autoset",
     "_name_or_path",
     "architectures",
     "auto_map",
     "id2label",
+    "is_decoder",
     "is_encoder_decoder",
     "label2id",
     "output_attentions",
     "output_hidden_states",
     "problem_type",
     "return_dict",
+    "tokenizer_class",
     "torchscript",
     "transformers_version",
     "unsloth_fixed",
     "unsloth_version",
+    "use_bfloat16",
     "use_cache",
 )
-_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # read by the tokenizer
-_HARMLESS = frozenset(_TRAINING + _BOOKKEEPING + _SPECIAL_TOKENS)
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id")  # eos is read by the tokenizer
+_GENERATION = ("do_sample", "max_length", "max_new_tokens", "temperature", "top_k", "top_p")  # generation_config.json's
+_HARMLESS = frozenset(_TRAINING + _BOOKKEEPING + _SPECIAL_TOKENS + _GENERATION)
 """Keys that cannot change what a model computes."""
 
 _ONLY_IF = {
     "use_mrope": False,
     "partial_rotary_factor": 1.0,
-    "is_decoder": None,  # any value: these are decoders
     "add_cross_attention": False,
     "tie_encoder_decoder": False,
+    "rope_interleaved": False,
+    "pruned_heads": {},
+    "quantization_config": None,
 }
 """Keys that are harmless at one value."""
 
@@ -67,8 +76,8 @@ def read_config(path: str | Path) -> ModelConfig:
     """
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"There is no {path}: a checkpoint folder holds a config.json.") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"There is no file {path}: a checkpoint folder holds a config.json.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(fields, dict):
@@ -97,28 +106,56 @@ def parse_config(fields: Mapping[str, Any], *, source: str) -> ModelConfig:
     family = _family(fields, source)
     _refuse_unknown(fields, family, source)
     for name in _REQUIRED:
-        if not isinstance(fields.get(name), int):
-            raise UserError(f"{source}: the field '{name}' must be a whole number, not {fields.get(name)!r}.")
+        if fields.get(name) is None:
+            raise UserError(f"{source} lacks the field '{name}', a whole number.")
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):
         raise UserError(f"{source}: hidden_act is '{fields['hidden_act']}'; only 'silu' is supported.")
     given = {**family.assumed, **fields}
     if given.get("use_sliding_window") is False:
         given["sliding_window"] = None
-    _check_layer_types(given, source)
     table = {**{key: (ours,) for key, ours in _COMMON.items()}, **family.reads}
-    values = {ours: given[key] for key, names in table.items() for ours in names if given.get(key) is not None}
+    values = {}
+    for key, names in table.items():
+        if given.get(key) is not None:
+            values |= dict.fromkeys(names, _checked(key, given[key], _KINDS[names[0]], source))
+    _check_layer_types(given, source)
     values.update(family.fixed)
     values.setdefault("num_kv_heads", values["num_query_heads"])
-    values.setdefault("head_size", values["width"] // values["num_query_heads"])
-    rope = _parse_rope(given, values, source)
+    if "head_size" not in values:
+        values["head_size"] = _implied_head_size(values, source)
     dtype = given.get("dtype") or given.get("torch_dtype") or "float32"
+    positions = values.get("max_positions", ModelConfig.max_positions)
+    rope = parse_rope(given, head_size=values["head_size"], max_positions=positions, source=source)
     config = ModelConfig(model_type=fields["model_type"], rope=rope, dtype=dtype, **values)
     _check(config, source)
     return config
 
 
+def _checked(name: str, value: Any, kind: type, source: str) -> Any:
+    """The value of a field if it is of its kind: a whole number or a number above 0, or true or false."""
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise UserError(f"{source}: the field '{name}' must be true or false, not {value!r}.")
+    fits = isinstance(value, (int, float) if kind is float else int)
+    if isinstance(value, bool) or not fits or not 0 < value < float("inf"):
+        what = "a number" if kind is float else "a whole number"
+        raise UserError(f"{source}: the field '{name}' must be {what} above 0, not {value!r}.")
+    return kind(value) if kind is float else value
+
+
+def _implied_head_size(values: Mapping[str, Any], source: str) -> int:
+    """Width over query heads, where the file has no head_dim."""
+    if values["width"] % values["num_query_heads"]:
+        raise UserError(
+            f"{source}: hidden_size {values['width']} is no multiple of num_attention_heads "
+            f"{values['num_query_heads']}, and there is no head_dim."
+        )
+    return values["width"] // values["num_query_heads"]
+
+
 def _family(fields: Mapping[str, Any], source: str) -> Family:
-    if "model_type" not in fields:
+    if not isinstance(fields.get("model_type"), str):
         raise UserError(f"{source} names no model_type; known: {', '.join(FAMILIES.names())}.")
     try:
         return FAMILIES.get(fields["model_type"])
@@ -130,7 +167,7 @@ def _refuse_unknown(fields: Mapping[str, Any], family: Family, source: str) -> N
     """Refuses a field that nothing here reads: it might change the model."""
     known = {*_COMMON, *_READ_APART, *_HARMLESS, *family.reads, *family.assumed, *family.ignores, "layer_types"}
     for name, value in fields.items():
-        if name in known or name in _ONLY_IF and (_ONLY_IF[name] in (None, value) or value is None):
+        if name in known or value is None or (name in _ONLY_IF and _ONLY_IF[name] == value):
             continue
         if name == "quantization_config":
             method = value.get("quant_method", "unnamed") if isinstance(value, dict) else value
@@ -145,59 +182,13 @@ def _refuse_unknown(fields: Mapping[str, Any], family: Family, source: str) -> N
 
 def _check_layer_types(given: Mapping[str, Any], source: str) -> None:
     """Full attention everywhere, or a sliding window everywhere (refused later, where a cache would exceed it)."""
-    kinds = set(given.get("layer_types") or ("full_attention",))
+    types = given.get("layer_types") or ["full_attention"]
+    if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+        raise UserError(f"{source}: layer_types is {types!r}; a list of names was expected.")
+    kinds = set(types)
     if kinds == {"full_attention"} or (kinds == {"sliding_attention"} and given.get("sliding_window")):
         return
     raise UserError(f"{source}: layer_types {sorted(kinds)} are not supported; only 'full_attention' is.")
-
-
-def _parse_rope(given: Mapping[str, Any], values: Mapping[str, Any], source: str) -> Rope:
-    """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4)."""
-    parameters = dict(given.get("rope_parameters") or given.get("rope_scaling") or {})
-    theta = parameters.pop("rope_theta", None) or given.get("rope_theta") or 10_000.0
-    named = {parameters.pop(key) for key in ("rope_type", "type") if key in parameters}
-    kind = named.pop() if named else "default"
-    if not isinstance(kind, str) or named:
-        raise UserError(f"{source}: RoPE parameters per layer type are not supported.")
-    if parameters.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{source}: a partial_rotary_factor other than 1 is not supported.")
-    readers = {"default": _read_plain, "llama3": _read_llama3, "yarn": _read_yarn}
-    if kind not in readers:
-        raise UserError(f"{source}: {unknown('rope_type', kind, readers)}")
-    original = parameters.pop("original_max_position_embeddings", None) or values.get("max_positions")
-    try:
-        scaling = readers[kind](parameters, original)
-    except KeyError as error:
-        raise UserError(f"{source}: RoPE of type '{kind}' lacks the parameter {error}.") from error
-    if parameters:
-        raise UserError(f"{source}: RoPE of type '{kind}' has unknown parameters: {', '.join(sorted(parameters))}.")
-    return Rope(head_size=values["head_size"], theta=float(theta), scaling=scaling)
-
-
-def _read_plain(parameters: dict[str, Any], original: int) -> None:
-    """Takes nothing: plain RoPE has no parameters."""
-    del parameters, original
-
-
-def _read_llama3(parameters: dict[str, Any], original: int) -> Llama3Scaling:
-    """Takes the llama3 parameters out of the dict."""
-    names = ("factor", "low_freq_factor", "high_freq_factor")
-    return Llama3Scaling(original_max_positions=original, **{name: float(parameters.pop(name)) for name in names})
-
-
-def _read_yarn(parameters: dict[str, Any], original: int) -> YarnScaling:
-    """Takes the YaRN parameters out of the dict."""
-    optional = {
-        "beta_fast": "beta_fast",
-        "beta_slow": "beta_slow",
-        "attention_factor": "given_attention_factor",
-        "mscale": "mscale",
-        "mscale_all_dim": "mscale_all_dim",
-        "truncate": "truncate",
-    }
-    found = {ours: parameters.pop(name) for name, ours in optional.items() if name in parameters}
-    found = {name: value for name, value in found.items() if value is not None}
-    return YarnScaling(factor=float(parameters.pop("factor")), original_max_positions=original, **found)
 
 
 def _check(config: ModelConfig, source: str) -> None:
@@ -209,8 +200,8 @@ def _check(config: ModelConfig, source: str) -> None:
         )
     if config.head_size % 2:
         raise UserError(f"{source}: the head size {config.head_size} is odd; RoPE turns pairs.")
-    if config.dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"{source}: dtype '{config.dtype}' is not supported; give float32, bfloat16 or float16.")
+    if config.dtype not in DTYPES:
+        raise UserError(f"{source}: dtype '{config.dtype}' is not supported; give one of {', '.join(DTYPES)}.")
 
 
 def config_fields(config: ModelConfig) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from kvjax.errors import UserError
+from kvjax.errors import UserError, unknown
 from kvjax.folder import find_checkpoint
 from kvjax.sharding import Placement
-from models.config import ModelConfig
+from models.config import DTYPES, ModelConfig
 from models.hf_config import read_config
 from models.hf_weights import Weight
 from models.safetensors_folder import SafetensorsFolder
@@ -63,8 +63,11 @@ def abstract_model(
       mesh: where the parameters would live; its devices need not be there.
       dtype: their dtype; None for the config's own.
     """
+    name = config.dtype if dtype is None else str(dtype) if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
     placement = Placement(mesh)
-    shapes = nnx.eval_shape(lambda: Transformer(config, dtype=dtype or config.dtype, placement=placement))
+    shapes = nnx.eval_shape(lambda: Transformer(config, dtype=name, placement=placement))
     graph, state = nnx.split(shapes)
 
     def placed(variable: nnx.Variable) -> nnx.Variable:

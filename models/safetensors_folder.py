@@ -16,7 +16,7 @@ from kvjax.folder import read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_DTYPES = {"F32": 4, "BF16": 2, "F16": 2}
+_DTYPES = ("F32", "BF16", "F16")
 
 
 class SafetensorsFolder:
@@ -62,8 +62,8 @@ def _read_headers(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[tuple[
     single, index = folder / _SINGLE, folder / _INDEX
     if index.exists():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise UserError(f"{index} has no weight_map.")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{index} has no weight_map from names of tensors to names of files.")
         missing = sorted({name for name in weight_map.values() if not (folder / name).exists()})
         if missing:
             raise UserError(f"{index} names {len(missing)} file(s) that are not there: {', '.join(missing[:3])}.")
@@ -84,7 +84,8 @@ def _read_headers(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[tuple[
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shapes and dtypes of one file; finds out whether the file is whole."""
     try:
-        safe_open(path, framework="numpy")  # the library's own checks: offsets, overlaps, length
+        with safe_open(path, framework="numpy"):  # the library's own checks: offsets, overlaps, length
+            pass
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))

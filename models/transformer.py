@@ -84,7 +84,8 @@ class Transformer(nnx.Module):
         Returns:
           The last layer's activations `B T M`, normed and ready for `logits`, and the cache's layers.
         """
-        hidden = jnp.take(self.embedding[...], tokens, axis=0, mode="fill")  # B T M
+        known = jnp.where(tokens >= 0, tokens, self.config.vocab_size)  # a negative index would count from the end
+        hidden = jnp.take(self.embedding[...], known, axis=0, mode="fill")  # B T M
         hidden = self.placement.constrain(hidden, "B T M")
         turns = turns_at(self.config.rope, positions)
         updated = []

@@ -15,7 +15,7 @@ FOLDERS = ("kvjax", "kernels_pallas", "models", "configs")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 
-PROGRAMS = {"kvjax.bench", "kvjax.decode", "kvjax.train"}
+PROGRAMS = {"kvjax.bench", "kvjax.decode", "kvjax.decoder", "kvjax.train"}
 FOUNDATION = {"kvjax.axes", "kvjax.errors", "kvjax.registry", "kvjax.sharding", "kvjax.rope", "kvjax.folder"}
 STATE = {"kvjax.cache", "kvjax.policy", "kvjax.attention"}
 
@@ -41,10 +41,10 @@ MAY_IMPORT = {
     "kvjax.byte_tokenizer": set(),
     "kvjax.prompts": {"kvjax.errors"},
     "kvjax.progress": set(),
-    "kvjax.report": {"kvjax._kernels"},
+    "kvjax.report": {"kvjax._kernels", "kvjax.errors", "kvjax.folder"},
     "kvjax.peer_transformers": set(),
-    "kvjax._program": {"kvjax.errors"},
-    "kvjax.corpus": {"kvjax.errors", "kvjax._program"},
+    "kvjax._program": {"kvjax.errors", "kvjax.folder"},
+    "kvjax.corpus": {"kvjax.byte_tokenizer", "kvjax.errors", "kvjax._program"},
     "kvjax": {"kvjax"},  # the list of public names
     "configs": {"configs"},
     **{program: {"kvjax", "models"} for program in PROGRAMS},

@@ -51,7 +51,7 @@ def test_prefill_then_decode_equals_causal_attention():
     queries, keys, values = new_tokens(20)
     positions = all_positions(20)
     whole = causal_attention(queries, keys, values=values, positions=positions)
-    shape = ModelShape(num_layers=1, num_query_heads=4, num_kv_heads=2, head_size=16, dtype="float32")
+    shape = ModelShape(num_layers=1, num_query_heads=4, num_kv_heads=2, head_size=16, dtype="float32", vocab_size=64)
     layer = empty_cache(shape, policy=Policy(), batch=2, max_tokens=20).layers[0]
     rest = {"positions": positions, "placement": Placement()}
     first, layer = prefill_layer(

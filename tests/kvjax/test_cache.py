@@ -11,7 +11,7 @@ from kvjax.cache import ModelShape, abstract_cache, append, empty_cache, fill, f
 from kvjax.policy import Policy
 from kvjax.sharding import Placement, make_mesh
 
-SHAPE = ModelShape(num_layers=2, num_query_heads=8, num_kv_heads=4, head_size=16, dtype="bfloat16")
+SHAPE = ModelShape(num_layers=2, num_query_heads=8, num_kv_heads=4, head_size=16, dtype="bfloat16", vocab_size=64)
 
 
 def make(**changes):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kvjax.corpus import END_OF_TEXT_ID, load_corpus, read_documents
+from kvjax.byte_tokenizer import END_OF_TEXT_ID
+from kvjax.corpus import load_corpus, read_documents
 from kvjax.errors import UserError
 
 
@@ -22,7 +23,7 @@ def test_documents_of_each_kind(tmp_path):
 def test_the_tail_is_held_out_and_batches_follow_from_the_step(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(chr(97 + index % 26) for index in range(1000)))
-    corpus = load_corpus([str(text)], held_out_share=0.1)
+    corpus = load_corpus([str(text)], held_out_share=0.1, row_tokens=8)
     assert (len(corpus.train), len(corpus.held_out)) == (901, 101)  # the newline and the end token count
     assert corpus.held_out[-1] == END_OF_TEXT_ID
     rows = corpus.batch(3, seed=0, rows=2, tokens=8)
@@ -34,6 +35,14 @@ def test_the_tail_is_held_out_and_batches_follow_from_the_step(tmp_path):
 
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match="No texts to train on"):
-        load_corpus([], held_out_share=0.1)
+        load_corpus([], held_out_share=0.1, row_tokens=8)
     with pytest.raises(UserError, match="There is no text 'none.txt'"):
-        load_corpus(["none.txt"], held_out_share=0.1)
+        load_corpus(["none.txt"], held_out_share=0.1, row_tokens=8)
+    short = tmp_path / "short.txt"
+    short.write_text("hello")
+    with pytest.raises(UserError, match="fewer than a row of 8 tokens"):
+        load_corpus([str(short)], held_out_share=0.1, row_tokens=8)
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"question": "1+1?"}')
+    with pytest.raises(UserError, match="holds a line that is no"):
+        read_documents(problems)

@@ -193,21 +193,3 @@ def test_help_lists_the_flags(program):
 def test_a_mesh_decodes_the_same_text(program):
     greedy = ("--prompt=Hello", "--quiet", "--config.sampling.temperature=0")
     assert program(*greedy, "--config.mesh.model=2")[1] == program(*greedy)[1]
-
-
-def test_sampling_follows_the_checkpoint_where_the_config_is_silent(checkpoint, tmp_path):
-    from ml_collections import ConfigDict
-
-    from kvjax.sampling import Sampling
-
-    def read(published, **chosen):
-        (tmp_path / "generation_config.json").write_text(json.dumps(published))
-        fields = {"temperature": None, "top_k": None, "top_p": None, "min_p": None, **chosen}
-        return decode.read_sampling(ConfigDict({"sampling": fields}), tmp_path)
-
-    assert read({}) == Sampling()
-    assert read({"temperature": 0.6, "top_k": 20}) == Sampling()  # do_sample is not set: greedy
-    published = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
-    assert read(published) == Sampling(temperature=0.6, top_p=0.95, top_k=20)
-    assert read(published, temperature=0.0) == Sampling(temperature=0.0, top_p=0.95, top_k=20)
-    assert read({"do_sample": True}) == Sampling(temperature=1.0)

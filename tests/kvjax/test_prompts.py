@@ -19,7 +19,7 @@ def test_good_lines_come_before_the_error(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"prompt": "a"}\n' + b"\xff" * 10)
     prompts = read_prompts(path)
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="line 2 is not JSON in UTF-8"):
         list(prompts)
 
 
@@ -27,6 +27,9 @@ def test_results_survive_and_count(tmp_path):
     path = tmp_path / "deep" / "out.jsonl"
     ResultFile(path, settings={"a": 1}).write(Prompt(line=3, id="x"), text="t")
     again = ResultFile(path, settings={"a": 1})
-    assert again.finished == {3}
+    assert again.is_finished(Prompt(line=3, id="y"))
+    assert not again.is_finished(Prompt(line=4))
+    with pytest.raises(UserError, match="another prompt of line 3"):
+        again.is_finished(Prompt(line=3, text="new"))
     with pytest.raises(UserError, match=r"results of other settings \(a\)"):
         ResultFile(path, settings={"a": 2})

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import kvjax
 import models
 from kvjax.errors import UserError
 from kvjax.sharding import make_mesh
@@ -100,8 +101,8 @@ def test_a_hub_name_is_downloaded_or_the_way_out_is_named(monkeypatch, golden):
         models.load_model("some/model")
     asked = []
 
-    def snapshot_download(name, allow_patterns):
-        asked.append(name)
+    def snapshot_download(name, allow_patterns, ignore_patterns):
+        asked.append((name, "*.safetensors" in allow_patterns))
         if name == "some/secret":
             raise OSError("401 Client Error.\nmore")
         return str(golden / "transformers" / "llama2")
@@ -111,7 +112,9 @@ def test_a_hub_name_is_downloaded_or_the_way_out_is_named(monkeypatch, golden):
     assert models.load_model("some/model").config.model_type == "llama"
     with pytest.raises(UserError, match="downloading it failed: 401 Client Error. Check the name"):
         models.load_model("some/secret")
-    assert asked == ["some/model", "some/secret"]
+    with pytest.raises(UserError, match="tokenizer.json"):
+        kvjax.load_tokenizer("some/model")
+    assert asked == [("some/model", True), ("some/secret", True), ("some/model", False)]
 
 
 LOAD = """

@@ -1,0 +1,177 @@
+"""A model, its tokenizer and the settings of a run, ready to generate; sums up what it did."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kvjax.cache import device_bytes, full_cache_bytes
+from kvjax.errors import UserError
+from kvjax.folder import find_checkpoint, read_json
+from kvjax.generation import Generator, check_prompt
+from kvjax.policy import parse_policy
+from kvjax.progress import status
+from kvjax.prompts import Prompt, check_text
+from kvjax.report import new_report
+from kvjax.sampling import Sampling, check_sampling
+from kvjax.sharding import make_mesh
+from kvjax.text import Tokenizer, load_tokenizer
+from kvjax.token_loop import PADDING
+from models import load_model
+
+_NOT_FOLLOWED = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "num_beams": 1}
+"""Fields of generation_config.json that change the text, and the values at which they do not."""
+
+_BUCKET_TOKENS = 128  # caches of unset max_tokens are made in multiples of this, so that few shapes compile
+
+
+class Decoder:
+    """A model, its tokenizer and its settings, ready to generate; sums up what it did for the report.
+
+    Args:
+      config: see `configs/base.py`.
+      quiet: show no progress.
+    """
+
+    def __init__(self, config: ConfigDict, *, quiet: bool = False):
+        self._config = config
+        self.policy = parse_policy(config.policy)
+        folder = find_checkpoint(config.model)
+        self._sampling = read_sampling(config, folder)
+        check_sampling(self._sampling)
+        for name in ("batch", "max_new_tokens", "steps_per_dispatch"):
+            if config[name] < 1:
+                raise UserError(f"config.{name} is {config[name]}; it must be at least 1.")
+        single_device = config.mesh.data == config.mesh.model == 1
+        mesh = None if single_device else make_mesh(data=config.mesh.data, model=config.mesh.model)
+        since = time.monotonic()
+        with status(f"loading {config.model}", quiet=quiet):
+            self.tokenizer: Tokenizer = load_tokenizer(config.tokenizer or folder)
+            self.model = load_model(folder, mesh=mesh, dtype=config.dtype)
+        self.load_seconds = time.monotonic() - since
+        self.stop_tokens = self.tokenizer.stop_tokens if config.stop_at_end else ()
+        self._generators: dict[tuple[int, int], Generator] = {}
+        self._totals = {name: 0.0 for name in ("compile_seconds", "prefill_seconds", "decode_seconds")}
+        self._counts = {"prompt_tokens": 0, "new_tokens": 0, "decode_tokens": 0}
+        self._bytes: dict[str, int | None] = {"cache_bytes": None, "full_cache_bytes": None}
+
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, through the chat template where that is wanted.
+
+        Raises:
+          UserError: the prompt is empty, or does not fit.
+        """
+        name = f"The prompt of line {prompt.line}" if prompt.line else "The prompt"
+        if prompt.text is not None:
+            check_text(prompt.text, name)
+        tokens = [] if prompt.text == "" else self._encode(prompt)
+        new, room = self._config.max_new_tokens, self._config.max_tokens
+        shape = self.model.cache_shape
+        limit = len(tokens) + new if room is None else room
+        check_prompt(tokens, name=name, shape=shape, max_tokens=limit, max_new_tokens=new)
+        return tokens
+
+    def replies(self, prompt: Prompt) -> bool:
+        """Whether a prompt goes through the chat template."""
+        return prompt.messages is not None or self._config.chat
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if not self.replies(prompt):
+            return self.tokenizer.encode(prompt.text)
+        messages = list(prompt.messages or [{"role": "user", "content": prompt.text}])
+        if self._config.system_prompt and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self._config.system_prompt})
+        variables = {name: value for name, value in self._config.template.items() if value is not None}
+        text = self.tokenizer.chat(messages, **variables)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def stream(self, prompts: Sequence[list[int]], *, seeds: Sequence[int]) -> Iterator[Any]:
+        """Generates one batch; yields blocks of tokens, one row a prompt, -1 after a row's end."""
+        generator = self._generator(prompts)
+        num_new = 0
+        for block in generator.stream(prompts, max_new_tokens=self._config.max_new_tokens, seeds=seeds):
+            num_new += int((block != PADDING).sum())
+            yield block
+        timing = generator.timing
+        for name in self._totals:
+            self._totals[name] += getattr(timing, name)
+        self._counts["prompt_tokens"] += sum(map(len, prompts))
+        self._counts["new_tokens"] += num_new
+        self._counts["decode_tokens"] += num_new - len(prompts)  # the first of each row comes with the prefill
+        cache, generator.cache = generator.cache, None  # freed: the next batch may need another shape
+        self._bytes = {"cache_bytes": device_bytes(cache.layers), "full_cache_bytes": full_cache_bytes(cache)}
+
+    def _generator(self, prompts: Sequence[list[int]]) -> Generator:
+        """The generator for a batch, made once for each number of rows and room."""
+        config = self._config
+        batch = 1 if len(prompts) == 1 else config.batch
+        needed = max(map(len, prompts)) + config.max_new_tokens - 1
+        room = config.max_tokens or -(-needed // _BUCKET_TOKENS) * _BUCKET_TOKENS
+        if (batch, room) not in self._generators:
+            self._generators[batch, room] = Generator(
+                self.model,
+                policy=self.policy,
+                batch=batch,
+                max_tokens=room,
+                sampling=self._sampling,
+                stop_tokens=self.stop_tokens,
+                steps_per_dispatch=config.steps_per_dispatch,
+            )
+        return self._generators[batch, room]
+
+    @property
+    def has_decoded(self) -> bool:
+        """Whether a batch has been finished."""
+        return self._bytes["cache_bytes"] is not None
+
+    def report(self) -> dict[str, Any]:
+        """What was decoded so far, with the keys that every report has."""
+        seconds = self._totals["decode_seconds"]
+        speed = self._counts["decode_tokens"] / seconds if seconds else None
+        return {
+            **new_report("kvjax.decode", config=self._config.to_dict(), policy=str(self.policy)),
+            **self._bytes,
+            "prompt_tokens": self._counts["prompt_tokens"],
+            "new_tokens": self._counts["new_tokens"],
+            "load_seconds": self.load_seconds,
+            **self._totals,
+            "tokens_per_second": speed,
+            "rounds": 0,  # a cache that keeps every token exactly has none
+            "evicted": 0,
+        }
+
+    def summary(self) -> str:
+        """The report in one line, for people."""
+        report = self.report()
+        speed = report["tokens_per_second"]
+        return (
+            f"{report['prompt_tokens']} prompt + {report['new_tokens']} new tokens, "
+            f"{f'{speed:,.0f}' if speed else 'no'} tokens/s, prefill {report['prefill_seconds']:.2f} s, "
+            f"compilation {report['compile_seconds']:.1f} s; cache {report['cache_bytes']:,} bytes ({self.policy}), "
+            f"uncompressed {report['full_cache_bytes']:,}"
+        )
+
+
+def read_sampling(config: ConfigDict, folder: Path) -> Sampling:
+    """The config's sampling; what it leaves open follows the checkpoint's generation_config.json."""
+    published = read_json(folder / "generation_config.json", default={})
+    ignored = [
+        f"{name} {published[name]}"
+        for name, off in _NOT_FOLLOWED.items()
+        if published.get(name, off) not in (off, None)
+    ]
+    if ignored:
+        print(f"note: generation_config.json asks for {', '.join(ignored)}, which is not supported", file=sys.stderr)
+    if not published.get("do_sample"):
+        published = {}
+    elif published.get("temperature") is None:
+        published = {**published, "temperature": 1.0}
+    chosen = {}
+    for name in ("temperature", "top_k", "top_p", "min_p"):
+        value = config.sampling[name] if config.sampling[name] is not None else published.get(name)
+        if value is not None:
+            chosen[name] = value
+    return Sampling(**chosen)
