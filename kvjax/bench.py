@@ -66,7 +66,8 @@ class Ours:
             )
             self._made = case, generator
         generator = self._made[1]
-        prompts = np.random.default_rng(0).integers(0, 256, (case.batch, case.context)).tolist()
+        vocab_size = self._model.cache_shape.vocab_size
+        prompts = np.random.default_rng(0).integers(0, vocab_size, (case.batch, case.context)).tolist()
         generator.generate(prompts, max_new_tokens=new_tokens + 1)
         self.cache_bytes = device_bytes(generator.cache.layers)
         return generator.timing.decode_seconds / generator.timing.decode_steps
@@ -81,11 +82,12 @@ class Transformers:
     def __init__(self, python: str, model: Path):
         self._model = str(model)
         script = Path(__file__).with_name("peer_transformers.py")
-        self._faults = tempfile.TemporaryFile("w+")  # what the peer says when it fails
+        self._faults = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in close); what the peer says when it fails
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._faults}
         try:
             self._process = subprocess.Popen([python, str(script)], text=True, **pipes)
         except OSError as error:
+            self._faults.close()
             raise UserError(f"There is no Python '{python}' to run transformers with: {error.strerror}.") from error
         hello = json.loads(self._process.stdout.readline() or '{"missing": "a working Python"}')
         self.missing: str | None = hello.get("missing")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -66,6 +67,14 @@ def decode_file(
         raise fault[0]
 
 
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
 def _seed(prompt: Prompt, base: int) -> int:
     """A line's own seed, or one that follows from the run's and its number."""
     return (base + prompt.line) % 2**32 if prompt.seed is None else prompt.seed
@@ -115,7 +124,7 @@ def main(settings: Settings) -> int:
         if target:
             check_target(target)
     if given["output"]:
-        settled = {name: value for name, value in config.to_dict().items() if name not in _NO_MATTER}
+        settled = _flat({name: value for name, value in config.to_dict().items() if name not in _NO_MATTER})
         results = ResultFile(Path(given["output"]), settings=settled)
     decoder = Decoder(config, quiet=quiet)
     try:

@@ -48,7 +48,7 @@ def time_case(model: Any, case: dict) -> float:
 
     clock = Clock()
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(0, 256, (case["batch"], case["context"]), generator=generator)
+    prompt = torch.randint(0, model.config.vocab_size, (case["batch"], case["context"]), generator=generator)
     count = case["new_tokens"] + 1
     with torch.no_grad():
         model.generate(

@@ -205,7 +205,7 @@ def _stop_tokens(path: Path, tokenizer: tokenizers.Tokenizer, settings: Mapping[
     return tuple(sorted(found if own is None else found | {own}))
 
 
-def _content(token: str | Mapping[str, Any] | None) -> str | None:
+def _content(token: Any) -> str | None:
     """The text of a special token, which may be wrapped in a dict."""
     text = token.get("content") if isinstance(token, Mapping) else token
     if text is not None and not isinstance(text, str):

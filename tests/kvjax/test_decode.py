@@ -126,7 +126,7 @@ def test_results_of_other_settings_are_refused(program, tmp_path):
     program(f"--prompts={source}", f"--output={target}")
     code, _, err = program(f"--prompts={source}", f"--output={target}", "--config.sampling.temperature=0.1")
     assert code == 2
-    assert "results of other settings (temperature)" in err
+    assert "results of other settings (sampling.temperature)" in err
     target.write_text("a diary, not results")
     code, _, err = program(f"--prompts={source}", f"--output={target}")
     assert code == 2
@@ -193,3 +193,72 @@ def test_help_lists_the_flags(program):
 def test_a_mesh_decodes_the_same_text(program):
     greedy = ("--prompt=Hello", "--quiet", "--config.sampling.temperature=0")
     assert program(*greedy, "--config.mesh.model=2")[1] == program(*greedy)[1]
+
+
+def test_an_edited_prompt_is_not_taken_for_finished(program, tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "One"}\n')
+    program(f"--prompts={source}", f"--output={target}")
+    source.write_text('{"prompt": "Two"}\n')
+    code, _, err = program(f"--prompts={source}", f"--output={target}")
+    assert code == 2
+    assert "holds the answer to another prompt of line 1" in err
+
+
+def test_results_with_any_characters_are_read_again(program, tmp_path):
+    """A line separator inside an id, and a kill inside a UTF-8 character or after a few bytes of a line."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "One", "id": "a\\u2028b"}\n{"prompt": "Two", "id": "\u4f60"}\n')
+    assert program(f"--prompts={source}", f"--output={target}")[0] == 0
+    whole = target.read_bytes()
+    second = whole.index(b"\n") + 1
+    for cut in (whole.index("\u4f60".encode()) + 1, second + 5):
+        target.write_bytes(whole[:cut])
+        assert program(f"--prompts={source}", f"--output={target}")[0] == 0
+        assert target.read_bytes() == whole
+
+
+def test_nothing_left_to_do_still_reports(program, tmp_path):
+    source, target, report = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "report.json"
+    source.write_text("\n")
+    code, _, _ = program(f"--prompts={source}", f"--output={target}", f"--report={report}")
+    assert code == 0
+    assert target.read_text() == ""
+    assert json.loads(report.read_text())["new_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--report={folder}"], "is a folder; give the path of a file"),
+        (["--prompts={folder}/in.jsonl", "--output={folder}"], "is a folder; give the path of a file"),
+        (["--prompts={folder}"], "Is a directory"),
+        (["--report={folder}/in.jsonl/x"], "is not a folder that can be written to"),
+        (["--config={folder}"], "is a folder; give a Python file"),
+        (["--config={folder}/broken.py"], "does not load"),
+        (["--config=configs/tiny_train.py"], "is not for this program: it lacks batch, chat"),
+        (["--config.dtype=float8"], "Unknown dtype 'float8'"),
+        (["--config.sampling.seed=-1"], "must be at least 0 and below 2**32"),
+        (["--config.system_prompt=Be brief."], "config.system_prompt goes with --config.chat"),
+        (["--prompt=\ud800"], "is not Unicode text"),
+        (["--prompt=<|1000|>", "--config.tokenizer={folder}/large"], "the model's vocabulary ends at 299"),
+    ],
+)
+def test_files_and_values_that_cannot_be(program, tmp_path, argv, message):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "One"}\n')
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    (tmp_path / "large").mkdir()
+    write_byte_tokenizer(tmp_path / "large", vocab_size=2000, max_positions=16)
+    code, _, err = program(*(word.replace("{folder}", str(tmp_path)) for word in argv))
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_message_that_the_template_cannot_take_keeps_the_lines_before_it(program, tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "One"}\n{"messages": [{"role": "user", "content": null}]}\n')
+    code, _, err = program(f"--prompts={source}", f"--output={target}")
+    assert code == 2
+    assert "chat template does not take these messages" in err
+    assert [row["line"] for row in rows(target)] == [1]

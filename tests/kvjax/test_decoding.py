@@ -147,18 +147,14 @@ def test_a_row_of_length_zero_stays_as_it_is():
     np.testing.assert_array_equal(cache.layers[0].exact.positions[0], [0, 1, 2, 3, -1, -1, -1, -1])
 
 
-def test_positions_are_absolute_and_wrap_in_the_ring():
-    """A ring of 4 slots keeps the newest four tokens, each at its position modulo 4."""
-    from kvjax.cache import append
-    from kvjax.sharding import Placement
-
-    segment = kvjax.init_cache(tiny_model(), batch=1, max_tokens=4).layers[0].exact
-    for position in range(6):
-        new = jnp.full((1, 1, 2, 16), float(position))
-        where = jnp.asarray([[position]])
-        segment = append(segment, new, values=new, positions=where, placement=Placement())
-    np.testing.assert_array_equal(segment.positions[0], [4, 5, 2, 3])
-    np.testing.assert_array_equal(segment.keys[0, 0, :, 0], [4, 5, 2, 3])
+def test_prefill_of_a_cache_in_use_gives_nan():
+    model = tiny_model()
+    cache = kvjax.init_cache(model, batch=2, max_tokens=16)
+    tokens = jnp.ones((2, 4), jnp.int32)
+    _, cache = kvjax.prefill(model, cache, tokens, lengths=jnp.asarray([4, 0]))
+    logits, _ = kvjax.prefill(model, cache, tokens)
+    assert np.isnan(logits[0]).all()
+    assert np.isfinite(logits[1]).all()
 
 
 def test_refusals_name_what_was_wrong():

@@ -98,6 +98,8 @@ def test_padding_never_reaches_the_caller():
         ([[1] * 30], 4, "Prompt 0 has 30 tokens; with max_new_tokens=4 it needs max_tokens of at least 33"),
         ([[1]], 0, "max_new_tokens is 0"),
         ([[1]] * 3, 4, "3 prompts came; expected 1 to 2"),
+        ([[1, 64]], 4, "Prompt 0 has the token 64, and the model's vocabulary ends at 63"),
+        ([[-1]], 4, "Prompt 0 has the token -1"),
     ],
 )
 def test_refusals(prompts, max_new_tokens, message):
@@ -109,3 +111,17 @@ def test_refusals(prompts, max_new_tokens, message):
 def test_a_prompt_that_just_fits_is_taken():
     generator = Generator(tiny_model(), batch=1, max_tokens=32)
     assert len(generator.generate([[1] * 29], max_new_tokens=4)[0]) == 4
+
+
+def test_seeds_out_of_range_are_refused():
+    generator = Generator(tiny_model(), batch=2, max_tokens=32)
+    for seed in (-1, 2**32):
+        with pytest.raises(UserError, match="at least 0 and below 2"):
+            generator.generate([[1]], max_new_tokens=1, seeds=[seed])
+
+
+def test_memory_needs_a_compiled_loop():
+    generator = Generator(tiny_model(), batch=1, max_tokens=32)
+    generator.generate([[1]], max_new_tokens=1)
+    with pytest.raises(UserError, match="not compiled yet"):
+        generator.memory()

@@ -48,3 +48,8 @@ def test_draws_follow_the_distribution():
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))} is .* it must be"):
         check_sampling(Sampling(**wrong))
+
+
+def test_a_tiny_temperature_is_greedy():
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert sample(jnp.asarray(LOGITS), keys, sampling=Sampling(temperature=1e-40)).tolist() == [0, 1]

@@ -111,7 +111,8 @@ def test_templates_reach_nothing_and_their_refusals_are_ours(tmp_path):
         ("{{ raise_exception('no system turn') }}", "no system turn"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "not safely callable|unsafe"),
-        ("{% for %}", "chat template does not take"),
+        ("{% for %}", "chat template is malformed"),
+        ("{{ 1 / 0 }}", "does not take these messages: division by zero"),
     ):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
         with pytest.raises(UserError, match=message):
@@ -139,3 +140,32 @@ def test_a_model_without_template_says_so(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(UserError, match="no chat template"):
         load_tokenizer(tmp_path).chat([{"role": "user", "content": "Hi"}])
+
+
+def test_templates_are_rendered_as_transformers_does(tmp_path):
+    """No tools means None, replies marked for training are plain text, and tojson takes its arguments."""
+    write_byte_tokenizer(tmp_path, vocab_size=300, max_positions=16)
+    template = (
+        "{% if tools is not none %}TOOLS{% endif %}{% generation %}{{ messages[0].content }}{% endgeneration %}"
+        "{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true, separators=(',', ':')) }}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(template)
+    assert load_tokenizer(tmp_path).chat([{"role": "user", "content": "Hi"}]) == 'Hi{"a":"é","b":1}'
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer_config.json", {"eos_token": 5}, "special token in tokenizer_config.json is no text but 5"),
+        ("tokenizer_config.json", {"chat_template": 5}, "is no text but 5"),
+        ("tokenizer_config.json", {"chat_template": [{"name": "default", "template": 5}]}, "is no text but 5"),
+        ("generation_config.json", {"eos_token_id": "x"}, "eos_token_id is 'x'"),
+        ("generation_config.json", {"eos_token_id": [1, None]}, "a token id or a list"),
+        ("generation_config.json", {"eos_token_id": 10**12}, "a token id or a list"),
+    ],
+)
+def test_odd_values_are_named(tmp_path, file, content, message):
+    write_byte_tokenizer(tmp_path, vocab_size=300, max_positions=16)
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)

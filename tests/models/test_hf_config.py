@@ -127,6 +127,17 @@ def test_defaults_are_those_of_transformers():
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types .* are not supported"),
         ({"use_mrope": True}, "use_mrope = True is not supported"),
+        ({"num_key_value_heads": "2"}, "'num_key_value_heads' must be a whole number above 0, not '2'"),
+        ({"num_key_value_heads": 0}, "'num_key_value_heads' must be a whole number above 0, not 0"),
+        ({"head_dim": -2}, "'head_dim' must be a whole number above 0"),
+        ({"num_hidden_layers": True}, "'num_hidden_layers' must be a whole number above 0, not True"),
+        ({"rms_norm_eps": "1e-6"}, "'rms_norm_eps' must be a number above 0"),
+        ({"tie_word_embeddings": "false"}, "'tie_word_embeddings' must be true or false, not 'false'"),
+        ({"max_position_embeddings": "x"}, "'max_position_embeddings' must be a whole number"),
+        ({"hidden_size": 30}, "hidden_size 30 is no multiple of num_attention_heads 4"),
+        ({"layer_types": 5}, "layer_types is 5; a list of names was expected"),
+        ({"layer_types": [1]}, "a list of names was expected"),
+        ({"model_type": ["qwen3"]}, "names no model_type"),
     ],
 )
 def test_what_might_change_the_model_is_refused_by_name(changes, message):
@@ -136,6 +147,8 @@ def test_what_might_change_the_model_is_refused_by_name(changes, message):
 
 def test_harmless_fields_are_passed_over():
     parse(use_mrope=False, transformers_version="4.33", pad_token_id=0, use_cache=True, pretraining_tp=1)
+    parse(_attn_implementation_autoset=True, tokenizer_class="X", do_sample=True, quantization_config=None)
+    parse(pruned_heads={}, rope_interleaved=False, some_new_field=None)
 
 
 def test_files_that_are_no_config(tmp_path):

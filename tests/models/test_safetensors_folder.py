@@ -76,3 +76,9 @@ def test_an_index_that_puts_a_tensor_into_the_wrong_file(folder):
     index.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"puts the tensor 'model\.norm\.weight' into model-00001"):
         models.load_model(folder)
+
+
+def test_an_index_with_odd_values(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": 5}}))
+    with pytest.raises(UserError, match="has no weight_map from names of tensors to names of files"):
+        models.load_model(folder)
