@@ -36,7 +36,7 @@ def decode_one(decoder: Decoder, text: str, *, seed: int, show_prompt: bool, qui
     stream = decoder.tokenizer.stream(after=tokens if show_prompt else ())
     if show_prompt:
         print(text, end="", flush=True)
-    blocks = decoder.stream([tokens], seeds=[seed])
+    blocks = decoder.stream([tokens], seeds=[seed], batch=1)
     with status("compiling", quiet=quiet):
         first = next(blocks)
     for block in chain([first], blocks):
@@ -57,7 +57,7 @@ def decode_file(
         while batch := list(islice(todo, config.batch)):
             seeds = [_seed(prompt, config.sampling.seed) for prompt, _ in batch]
             rows: list[list[int]] = [[] for _ in batch]
-            for block in decoder.stream([tokens for _, tokens in batch], seeds=seeds):
+            for block in decoder.stream([tokens for _, tokens in batch], seeds=seeds, batch=config.batch):
                 for row, new in zip(rows, block, strict=True):
                     row.extend(new[new != PADDING].tolist())
             for (prompt, tokens), row in zip(batch, rows, strict=True):
@@ -127,14 +127,16 @@ def main(settings: Settings) -> int:
         settled = _flat({name: value for name, value in config.to_dict().items() if name not in _NO_MATTER})
         results = ResultFile(Path(given["output"]), settings=settled)
     decoder = Decoder(config, quiet=quiet)
+    finished = False
     try:
         if prompts is not None:
             decode_file(decoder, prompts, results, config=config, quiet=quiet)
         else:
             text = config.prompt if given["prompt"] is None else given["prompt"]
             decode_one(decoder, text, seed=config.sampling.seed, show_prompt=not config.chat, quiet=quiet)
+        finished = True
     finally:
-        if report:
+        if report and (finished or decoder.has_decoded):  # a mistake leaves an older report as it was
             write_json(report, decoder.report())
     if not quiet and decoder.has_decoded:
         print(f"\n{decoder.summary()}", file=sys.stderr)

@@ -88,9 +88,15 @@ class Decoder:
         text = self.tokenizer.chat(messages, **variables)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def stream(self, prompts: Sequence[list[int]], *, seeds: Sequence[int]) -> Iterator[Any]:
-        """Generates one batch; yields blocks of tokens, one row a prompt, -1 after a row's end."""
-        generator = self._generator(prompts)
+    def stream(self, prompts: Sequence[list[int]], *, seeds: Sequence[int], batch: int) -> Iterator[Any]:
+        """Generates one batch; yields blocks of tokens, one row a prompt, -1 after a row's end.
+
+        Args:
+          prompts: token ids, 1 to `batch` of them.
+          seeds: one a prompt.
+          batch: rows that are compiled for; those without a prompt are idle.
+        """
+        generator = self._generator(prompts, batch)
         num_new = 0
         for block in generator.stream(prompts, max_new_tokens=self._config.max_new_tokens, seeds=seeds):
             num_new += int((block != PADDING).sum())
@@ -104,10 +110,9 @@ class Decoder:
         cache, generator.cache = generator.cache, None  # freed: the next batch may need another shape
         self._bytes = {"cache_bytes": device_bytes(cache.layers), "full_cache_bytes": full_cache_bytes(cache)}
 
-    def _generator(self, prompts: Sequence[list[int]]) -> Generator:
+    def _generator(self, prompts: Sequence[list[int]], batch: int) -> Generator:
         """The generator for a batch, made once for each number of rows and room."""
         config = self._config
-        batch = 1 if len(prompts) == 1 else config.batch
         needed = max(map(len, prompts)) + config.max_new_tokens - 1
         room = config.max_tokens or -(-needed // _BUCKET_TOKENS) * _BUCKET_TOKENS
         if (batch, room) not in self._generators:

@@ -79,7 +79,7 @@ def test_stages_follow_each_other(config):
     assert [train.stage_at(config, step)["rows"] for step in (0, 19, 20, 29)] == [4, 4, 2, 2]
 
 
-def test_mistakes_are_refused(config, capsys):
+def test_mistakes_are_refused(config, capsys, tmp_path):
     config.stages = ({"steps": 1, "rows": 1, "tokens": 128},)
     with pytest.raises(UserError, match="none with more tokens than the model's context"):
         train.check_config(config)
@@ -91,7 +91,7 @@ def test_mistakes_are_refused(config, capsys):
         usage="",
         default_config="configs/tiny_train.py",
         define_flags=train.define_flags,
-        argv=["train", "--config.texts=('nowhere.txt',)", "--config.checkpoint_folder=/tmp/kvjax-nowhere"],
+        argv=["train", "--config.texts=('nowhere.txt',)", f"--config.checkpoint_folder={tmp_path}"],
     )
     assert code == 2
     assert "There is no text 'nowhere.txt'" in capsys.readouterr().err
