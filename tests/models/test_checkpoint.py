@@ -9,16 +9,6 @@ from kvjax.errors import UserError
 from kvjax.sharding import make_mesh
 
 
-@pytest.fixture
-def folder(golden):
-    return golden / "transformers" / "qwen3"
-
-
-@pytest.fixture
-def single(golden):
-    return golden / "transformers" / "llama2"
-
-
 def test_orbax_saves_and_restores_also_onto_a_mesh(folder, tmp_path):
     model = models.load_model(folder)
     models.save_params(model, tmp_path / "orbax")

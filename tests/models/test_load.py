@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +17,6 @@ import models
 from kvjax.errors import UserError
 from kvjax.sharding import make_mesh
 from tests.tiny import tiny_config
-
-
-@pytest.fixture
-def folder(golden, tmp_path):
-    """A copy of the three-file checkpoint."""
-    return shutil.copytree(golden / "transformers" / "qwen3", tmp_path / "qwen3")
-
-
-@pytest.fixture
-def single(golden, tmp_path):
-    """A copy of a one-file checkpoint."""
-    return shutil.copytree(golden / "transformers" / "llama2", tmp_path / "llama2")
 
 
 def edit_json(path, **changes):

@@ -1,7 +1,6 @@
 """Broken folders of safetensors files, each named in one line."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -10,18 +9,6 @@ from safetensors.numpy import load_file
 import models
 from kvjax.errors import UserError
 from models.safetensors_folder import SafetensorsFolder
-
-
-@pytest.fixture
-def folder(golden, tmp_path):
-    """A copy of the three-file checkpoint."""
-    return shutil.copytree(golden / "transformers" / "qwen3", tmp_path / "qwen3")
-
-
-@pytest.fixture
-def single(golden, tmp_path):
-    """A copy of a one-file checkpoint."""
-    return shutil.copytree(golden / "transformers" / "llama2", tmp_path / "llama2")
 
 
 def test_parts_of_tensors_are_read(single):
