@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from kvjax.errors import UserError, unknown
-from kvjax.folder import ROOT
+from kvjax.folder import ROOT, find_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,20 +171,3 @@ def _check_field(config: ConfigDict, dotted: str) -> None:
             prefix = "".join(f"{part}." for part in seen[:-1])
             raise unknown("config field", prefix + name, [prefix + known for known in names])
         parent = parent.get_ref(name).get() if name in parent else None
-
-
-def find_file(name: str, kind: str) -> Path:
-    """The path of a file or folder named relative to here or to the project's root.
-
-    Args:
-      name: the path.
-      kind: what it is, for the message.
-
-    Raises:
-      UserError: there is no such file.
-    """
-    given = Path(name).expanduser()
-    for path in (given, ROOT / given):
-        if path.exists():
-            return path
-    raise UserError(f"There is no {kind} '{name}', neither here nor in {ROOT}. Check the path.")

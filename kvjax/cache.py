@@ -140,6 +140,7 @@ def empty_cache(
     return _build(shape, policy, batch, max_tokens, placement)
 
 
+@functools.lru_cache(maxsize=8)  # on a mesh it compiles, and a run asks for the same few caches again and again
 def abstract_cache(
     shape: ModelShape, *, policy: Policy, batch: int, max_tokens: int, placement: Placement = Placement()
 ) -> KVCache:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kvjax._program import find_file
 from kvjax.byte_tokenizer import END_OF_TEXT_ID
 from kvjax.errors import UserError
+from kvjax.folder import find_file
 
 
 def read_documents(path: Path) -> list[str]:

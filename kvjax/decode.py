@@ -18,9 +18,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from kvjax._program import Settings, find_file, run
+from kvjax._program import Settings, run
 from kvjax.decoder import Decoder
 from kvjax.errors import UserError
+from kvjax.folder import find_file
 from kvjax.progress import Progress, status
 from kvjax.prompts import Prompt, ResultFile, read_prompts
 from kvjax.report import check_target, write_json

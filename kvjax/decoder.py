@@ -132,10 +132,14 @@ class Decoder:
         """Whether a batch has been finished."""
         return self._bytes["cache_bytes"] is not None
 
+    @property
+    def _tokens_per_second(self) -> float | None:
+        """Tokens of the decode loop over its seconds; None if it did not run."""
+        seconds = self._totals["decode_seconds"]
+        return self._counts["decode_tokens"] / seconds if seconds else None
+
     def report(self) -> dict[str, Any]:
         """What was decoded so far, with the keys that every report has."""
-        seconds = self._totals["decode_seconds"]
-        speed = self._counts["decode_tokens"] / seconds if seconds else None
         return {
             **new_report("kvjax.decode", config=self._config.to_dict(), policy=str(self.policy)),
             **self._bytes,
@@ -143,20 +147,19 @@ class Decoder:
             "new_tokens": self._counts["new_tokens"],
             "load_seconds": self.load_seconds,
             **self._totals,
-            "tokens_per_second": speed,
+            "tokens_per_second": self._tokens_per_second,
             "rounds": 0,  # a cache that keeps every token exactly has none
             "evicted": 0,
         }
 
     def summary(self) -> str:
-        """The report in one line, for people."""
-        report = self.report()
-        speed = report["tokens_per_second"]
+        """What was decoded so far in one line, for people."""
+        counts, totals, size, speed = self._counts, self._totals, self._bytes, self._tokens_per_second
         return (
-            f"{report['prompt_tokens']} prompt + {report['new_tokens']} new tokens, "
-            f"{f'{speed:,.0f}' if speed else 'no'} tokens/s, prefill {report['prefill_seconds']:.2f} s, "
-            f"compilation {report['compile_seconds']:.1f} s; cache {report['cache_bytes']:,} bytes ({self.policy}), "
-            f"uncompressed {report['full_cache_bytes']:,}"
+            f"{counts['prompt_tokens']} prompt + {counts['new_tokens']} new tokens, "
+            f"{f'{speed:,.0f}' if speed else 'no'} tokens/s, prefill {totals['prefill_seconds']:.2f} s, "
+            f"compilation {totals['compile_seconds']:.1f} s; cache {size['cache_bytes']:,} bytes ({self.policy}), "
+            f"uncompressed {size['full_cache_bytes']:,}"
         )
 
 

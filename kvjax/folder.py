@@ -1,4 +1,4 @@
-"""Checkpoint folders: a local one, or a hub name that is downloaded once."""
+"""Files and folders that are named relative to here or to the project's root, and checkpoints by hub name."""
 
 import json
 import re
@@ -15,6 +15,28 @@ _WEIGHTS = ["*.safetensors"]
 _COPIES = ["consolidated*", "original/*"]  # the same weights again, in their makers' own layouts
 
 
+def _places(name: str | Path) -> tuple[Path, Path]:
+    """Where a path may lie: as it is given, and below the project's root."""
+    given = Path(name).expanduser()
+    return given, ROOT / given
+
+
+def find_file(name: str, kind: str) -> Path:
+    """The path of a file or folder named relative to here or to the project's root.
+
+    Args:
+      name: the path.
+      kind: what it is, for the message.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    for path in _places(name):
+        if path.exists():
+            return path
+    raise UserError(f"There is no {kind} '{name}', neither here nor in {ROOT}. Check the path.")
+
+
 def find_checkpoint(name: str | Path, *, weights: bool = True) -> Path:
     """The folder of a checkpoint.
 
@@ -26,8 +48,7 @@ def find_checkpoint(name: str | Path, *, weights: bool = True) -> Path:
     Raises:
       UserError: there is no such folder, and the name cannot be downloaded.
     """
-    given = Path(name).expanduser()
-    for path in (given, ROOT / given):
+    for path in _places(name):
         if path.is_dir():
             return path
         if path.is_file():

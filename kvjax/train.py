@@ -19,10 +19,11 @@ import orbax.checkpoint as ocp
 from absl import flags
 from ml_collections import ConfigDict
 
-from kvjax._program import ROOT, Settings, run
+from kvjax._program import Settings, run
 from kvjax.byte_tokenizer import write_byte_tokenizer
 from kvjax.corpus import Corpus, load_corpus
 from kvjax.errors import UserError
+from kvjax.folder import ROOT
 from kvjax.report import commit
 from models.checkpoint import parameter_tree, with_parameters
 from models.hf_config import parse_config

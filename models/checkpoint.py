@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from kvjax.errors import UserError
+from models.load import abstract_model
 from models.transformer import Transformer
 
 
@@ -48,15 +49,10 @@ def restore_params(model: Transformer, folder: str | Path) -> Transformer:
     if not path.is_dir():
         raise UserError(f"There is no checkpoint folder {path}.")
 
-    def describe(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
-        value = variable[...] if not isinstance(variable.get_value(), jax.ShapeDtypeStruct) else variable.get_value()
-        sharding = model.placement.sharding(variable.axes, value.shape)
-        if sharding is None:
-            sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
-
-    flat = [(keys, variable.replace(describe(variable))) for keys, variable in nnx.to_flat_state(nnx.state(model))]
-    wanted = nnx.to_pure_dict(nnx.from_flat_state(flat))
+    wanted = parameter_tree(abstract_model(model.config, mesh=model.placement.mesh, dtype=model.cache_shape.dtype))
+    if model.placement.mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), wanted)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(path, wanted)

@@ -1,11 +1,11 @@
 """Reads and writes `config.json` as transformers 4 and 5 have it; every field is used, harmless, or refused by name."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from kvjax.errors import UserError, unknown
+from kvjax.folder import read_json
 from models.config import DTYPES, FAMILIES, Family, ModelConfig
 from models.hf_rope import parse_rope
 
@@ -60,7 +60,6 @@ _ONLY_IF = {
     "tie_encoder_decoder": False,
     "rope_interleaved": False,
     "pruned_heads": {},
-    "quantization_config": None,
 }
 """Keys that are harmless at one value."""
 
@@ -74,15 +73,9 @@ def read_config(path: str | Path) -> ModelConfig:
     Raises:
       UserError: the file is missing or malformed, or holds a model type, field or value that is not supported.
     """
-    try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"There is no file {path}: a checkpoint folder holds a config.json.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} holds a {type(fields).__name__}; a JSON object was expected.")
-    return parse_config(fields, source=str(path))
+    if not Path(path).is_file():
+        raise UserError(f"There is no file {path}: a checkpoint folder holds a config.json.")
+    return parse_config(read_json(Path(path)), source=str(path))
 
 
 def published_config(name: str) -> ModelConfig:

@@ -63,7 +63,8 @@ def abstract_model(
       mesh: where the parameters would live; its devices need not be there.
       dtype: their dtype; None for the config's own.
     """
-    name = config.dtype if dtype is None else str(dtype) if isinstance(dtype, str) else jnp.dtype(dtype).name
+    wanted = config.dtype if dtype is None else dtype
+    name = wanted if isinstance(wanted, str) else jnp.dtype(wanted).name
     if name not in DTYPES:
         raise unknown("dtype", name, DTYPES)
     placement = Placement(mesh)

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "kvjax.report": {"kvjax._kernels", "kvjax.errors", "kvjax.folder"},
     "kvjax.peer_transformers": set(),
     "kvjax._program": {"kvjax.errors", "kvjax.folder"},
-    "kvjax.corpus": {"kvjax.byte_tokenizer", "kvjax.errors", "kvjax._program"},
+    "kvjax.corpus": {"kvjax.byte_tokenizer", "kvjax.errors", "kvjax.folder"},
     "kvjax": {"kvjax"},  # the list of public names
     "configs": {"configs"},
     **{program: {"kvjax", "models"} for program in PROGRAMS},
