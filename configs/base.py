@@ -15,6 +15,7 @@ def decode_config(model: str) -> ConfigDict:
             "tokenizer": config_dict.placeholder(str),  # another folder with tokenizer files; the model's own if unset
             "dtype": config_dict.placeholder(str),  # of parameters, activations and cache; the checkpoint's if unset
             "policy": "full",
+            "statistics": config_dict.placeholder(str),  # file of kvjax.calibrate, for policies that need one
             "prompt": "",  # what --prompt is, where that is not given
             "chat": False,  # put prompts through the chat template, as the user's words
             "system_prompt": config_dict.placeholder(str),

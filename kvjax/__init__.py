@@ -1,12 +1,15 @@
 """kvjax compresses the key/value cache of large language models in JAX."""
 
-from kvjax.cache import KVCache, device_bytes
+from kvjax.accounting import device_bytes
+from kvjax.cache import KVCache
 from kvjax.decoding import compressed_decode, init_cache, prefill
 from kvjax.errors import UserError
 from kvjax.generation import Generator, generate
 from kvjax.policy import Policy, parse_policy
 from kvjax.sampling import Sampling
 from kvjax.sharding import make_mesh
+from kvjax.statistics import Statistics
+from kvjax.statistics_file import load_statistics
 from kvjax.text import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -14,12 +17,14 @@ __all__ = [
     "KVCache",
     "Policy",
     "Sampling",
+    "Statistics",
     "Tokenizer",
     "UserError",
     "compressed_decode",
     "device_bytes",
     "generate",
     "init_cache",
+    "load_statistics",
     "load_tokenizer",
     "make_mesh",
     "parse_policy",

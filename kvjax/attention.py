@@ -2,7 +2,7 @@
 
 Three phases of one formula. `causal_attention` is a plain pass without a cache (training, and the prompt itself);
 `prefill_layer` runs it over a prompt and stores the prompt's keys and values; `decode_layer` appends a few tokens and
-attends over the cache. Positions alone say who may see whom.
+attends over exact segment and body with one softmax. Positions alone say who may see whom.
 """
 
 import dataclasses
@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from kvjax import axes
-from kvjax._kernels import decode_attention
-from kvjax.cache import LayerCache, append, fill
+from kvjax._kernels import Segment, decode_attention
+from kvjax.cache import ExactSegment, LayerCache
+from kvjax.rounds import append, fill
 from kvjax.sharding import Placement
+from kvjax.statistics import LayerStatistics, observe
 
 _PLAIN_TOKENS = 1024  # up to here the blocks of queries are unrolled, and can be differentiated
 _PLAIN_QUERY_BLOCK = 256
@@ -50,13 +52,10 @@ def causal_attention(
 
     def attend(block: tuple[jax.Array, jax.Array]) -> jax.Array:
         block_queries, block_positions = block
-        return decode_attention(
-            block_queries,
-            cached_keys,
-            values=cached_values,
-            query_positions=block_positions,
-            key_positions=positions,
-        )
+        segment = Segment.of_arrays(block_queries, cached_keys, values=cached_values, positions=positions)
+        scale = 1.0 / math.sqrt(queries.shape[-1])
+        (attended,) = decode_attention((segment,), query_positions=block_positions, scale=scale)
+        return attended.output.astype(queries.dtype)
 
     blocks = jax.lax.map(attend, (_split_tokens(padded), _split_tokens(padded_positions)))
     return jnp.moveaxis(blocks, 0, 1).reshape(padded.shape)[:, :num_tokens]
@@ -110,7 +109,7 @@ def prefill_layer(
     positions: axes.Positions,
     placement: Placement,
 ) -> tuple[axes.Queries, LayerCache]:
-    """Attention of a prompt over itself, and the empty layer filled with it.
+    """Attention of a prompt over itself, uncompressed, and the empty layer filled with it.
 
     Args:
       layer: an empty layer.
@@ -121,8 +120,7 @@ def prefill_layer(
       placement: where the arrays live.
     """
     output = causal_attention(queries, keys, values=values, positions=positions)
-    exact = fill(layer.exact, keys, values=values, positions=positions, placement=placement)
-    return output, dataclasses.replace(layer, exact=exact)
+    return output, fill(layer, queries, keys=keys, values=values, positions=positions, placement=placement)
 
 
 def decode_layer(
@@ -134,9 +132,62 @@ def decode_layer(
     positions: axes.Positions,
     placement: Placement,
 ) -> tuple[axes.Queries, LayerCache]:
-    """Appends new tokens to a layer and attends over all that it holds; arguments as for `prefill_layer`."""
+    """Appends new tokens to a layer that has room and attends over all that it holds; arguments as above."""
     exact = append(layer.exact, keys, values=values, positions=positions, placement=placement)
-    output = decode_attention(
-        queries, exact.keys, values=exact.values, query_positions=positions, key_positions=exact.positions
+    layer = dataclasses.replace(layer, exact=exact)
+    return attend(layer, queries, positions=positions), layer
+
+
+def attend(layer: LayerCache, queries: axes.Queries, *, positions: axes.Positions) -> axes.Queries:
+    """Attention of queries over all that a layer holds, one softmax over exact segment and body.
+
+    Args:
+      layer: the layer.
+      queries: `B T N D`, rotated.
+      positions: `B T`, theirs; -1 is padding.
+    """
+    scale = 1.0 / math.sqrt(queries.shape[-1])
+    segments = (_exact_segment(layer.exact, queries), *_body_segments(layer, queries))
+    attended = decode_attention(segments, query_positions=positions, scale=scale)
+    output = attended[0].output
+    if layer.body is not None:
+        codec, arrays = layer.body.codecs[1], layer.body.arrays(1)
+        output = output + codec.finish_output(attended[1].output, attended[1].weight, arrays)
+    return output.astype(queries.dtype)
+
+
+def _exact_segment(exact: ExactSegment, queries: axes.Queries) -> Segment:
+    return Segment.of_arrays(queries, exact.keys, values=exact.values, positions=exact.positions)
+
+
+def _body_segments(layer: LayerCache, queries: axes.Queries) -> tuple[Segment, ...]:
+    """The body with the queries as its keys want them; nothing where there is no body."""
+    body = layer.body
+    if body is None:
+        return ()
+    key_codec, value_codec = body.codecs
+    prepared, bias = key_codec.prepare_query(queries, body.arrays(0))
+    return (
+        Segment(
+            queries=prepared,
+            keys=key_codec.readable(body.keys, body.arrays(0)),
+            values=value_codec.readable(body.values, body.arrays(1)),
+            positions=body.positions,
+            bias=bias,
+        ),
     )
-    return output, dataclasses.replace(layer, exact=exact)
+
+
+def observe_layer(
+    layer: LayerStatistics,
+    queries: axes.Queries,
+    *,
+    keys: axes.NewKeys,
+    values: axes.NewValues,
+    positions: axes.Positions,
+    placement: Placement,
+) -> tuple[axes.Queries, LayerStatistics]:
+    """A plain causal pass that counts its queries, keys and values into statistics."""
+    del placement
+    output = causal_attention(queries, keys, values=values, positions=positions)
+    return output, observe(layer, queries, keys=keys, values=values, positions=positions)

@@ -7,11 +7,14 @@
 | `S` | slots in a cache segment |
 | `N` | query heads |
 | `K` | key/value heads |
+| `k` | heads that are stored, K or fewer where heads share their numbers |
 | `G` | query heads per key/value head, N / K |
 | `D` | head size |
 | `P` | sinks, the first tokens of a sequence |
 | `W` | recent window |
 | `U` | tokens per round |
+| `R` | numbers that are stored of a vector: the rank, or what a codec makes of D |
+| `C` | groups of channels with a scale each |
 | `L` | layers |
 | `M` | model width |
 | `F` | feed-forward width |

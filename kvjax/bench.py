@@ -2,49 +2,37 @@
 
     python -m kvjax.bench decode                              seconds per decode step, by batch and context
     python -m kvjax.bench decode --against=transformers       beside Hugging Face transformers on the same weights
+    python -m kvjax.bench rounds --policies='int4;kivi'       what a round costs, in decode steps
 
 Ours and the peer take turns, case by case and repeat by repeat, so that whatever else the machine does falls on both;
 the best repeat of each counts. Weights and cache are float32. Prompts are random, and no token stops a generation.
 """
 
-import dataclasses
-import json
-import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from kvjax._program import Settings, run
-from kvjax.cache import device_bytes
+from kvjax.accounting import device_bytes
+from kvjax.decoding import compressed_decode, init_cache, prefill
 from kvjax.errors import UserError, unknown
 from kvjax.folder import find_checkpoint
 from kvjax.generation import Generator
-from kvjax.policy import parse_policy
+from kvjax.peers import PEERS, Case, parse_case, start_peers
+from kvjax.policy import Policy, parse_policy, split_policies
 from kvjax.progress import Progress
 from kvjax.report import new_report, write_json
+from kvjax.rounds import room
 from models import load_model
 from models.transformer import Transformer
-
-PEERS = ("transformers",)
-_INSTALL = "pip install torch==2.13.0 transformers (in an environment of their own, then --peer_python=PATH)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What is measured: `batch` rows that have seen `context` tokens decode new ones."""
-
-    batch: int
-    context: int
-
-    def __str__(self) -> str:
-        return f"batch {self.batch}, context {self.context}"
 
 
 class Ours:
@@ -73,55 +61,17 @@ class Ours:
         return generator.timing.decode_seconds / generator.timing.decode_steps
 
 
-class Transformers:
-    """Hugging Face transformers, in a process of its own that answers one case at a time."""
-
-    name = "transformers"
-    cache_bytes = None
-
-    def __init__(self, python: str, model: Path):
-        self._model = str(model)
-        script = Path(__file__).with_name("peer_transformers.py")
-        self._faults = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in close); what the peer says when it fails
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._faults}
-        try:
-            self._process = subprocess.Popen([python, str(script)], text=True, **pipes)
-        except OSError as error:
-            self._faults.close()
-            raise UserError(f"There is no Python '{python}' to run transformers with: {error.strerror}.") from error
-        hello = json.loads(self._process.stdout.readline() or '{"missing": "a working Python"}')
-        self.missing: str | None = hello.get("missing")
-        self.versions: dict[str, str] = hello.get("ready", {})
-
-    def seconds_per_step(self, case: Case, new_tokens: int) -> float:
-        """Seconds of one decode step, prefill and first token apart."""
-        asked = {"model": self._model, "batch": case.batch, "context": case.context, "new_tokens": new_tokens}
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            self._faults.seek(0)
-            said = self._faults.read().strip().splitlines() or ["it said nothing"]
-            raise UserError(f"transformers failed on {case}: {said[-1]}")
-        return json.loads(answer)["seconds_per_step"]
-
-    def close(self) -> None:
-        """Ends the process."""
-        with self._faults, self._process:  # closes the pipes and waits
-            self._process.stdin.close()
-
-
 def bench_decode(settings: Settings) -> dict[str, Any]:
     """Times decode steps of each policy and peer; returns the report."""
     values = settings.flags
     folder = find_checkpoint(values["model"].value)
     cases = [parse_case(text) for text in values["cases"].value]
     new_tokens, repeats = values["new_tokens"].value, values["repeats"].value
-    policies = [str(parse_policy(policy)) for policy in values["policies"].value]
+    policies = [str(parse_policy(policy)) for policy in split_policies(values["policies"].value)]
     model = load_model(folder, dtype="float32")
     report = new_report("kvjax.bench decode", config=_flag_values(values), policy=",".join(policies))
     rows = []
-    peers = _peers(values["against"].value, values["peer_python"].value, folder)
+    peers = start_peers(values["against"].value, values["peer_python"].value, folder)
     try:
         contenders = [*(Ours(model, policy) for policy in policies), *peers]
         with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
@@ -133,21 +83,6 @@ def bench_decode(settings: Settings) -> dict[str, Any]:
             report["versions"] |= peer.versions
             peer.close()
     return {**report, "rows": rows}
-
-
-def _peers(names: list[str], python: str, folder: Path) -> list[Transformers]:
-    """Starts the peers that are there; names those that are not."""
-    started = []
-    for name in names:
-        if name not in PEERS:
-            raise unknown("peer", name, PEERS)
-        peer = Transformers(python, folder)
-        if peer.missing:
-            print(f"skipped {name}: {python} lacks {peer.missing}. To install: {_INSTALL}", file=sys.stderr)
-            peer.close()
-        else:
-            started.append(peer)
-    return started
 
 
 def _measure(case: Case, contenders: list, *, new_tokens: int, repeats: int) -> list[dict[str, Any]]:
@@ -172,31 +107,83 @@ def _measure(case: Case, contenders: list, *, new_tokens: int, repeats: int) -> 
     ]
 
 
-def parse_case(text: str) -> Case:
-    """Reads "8x1024", batch times context."""
-    batch, _, context = text.partition("x")
-    if not (batch.isdigit() and context.isdigit() and int(batch) and int(context)):
-        raise UserError(f"The case '{text}' is not BATCHxCONTEXT, such as 8x1024.")
-    return Case(int(batch), int(context))
-
-
 def _flag_values(values: flags.FlagValues) -> dict[str, Any]:
     return {name: values[name].value for name in values if name not in ("help", "h")}
+
+
+_COLUMNS = {
+    "decode": {
+        "ms/step": lambda row: f"{1000 * row['seconds_per_step']:.3f}",
+        "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+        "time / first": lambda row: f"{row['times_slower_than_first']:.2f}",
+    },
+    "rounds": {
+        "ms/step": lambda row: f"{1000 * row['seconds_per_step']:.3f}",
+        "ms/round": lambda row: f"{1000 * row['seconds_per_round']:.3f}",
+        "round / step": lambda row: f"{row['steps_per_round']:.2f}",
+    },
+}
+"""What is shown of each benchmark's rows."""
 
 
 def print_table(report: dict[str, Any]) -> None:
     """The rows, for people."""
     table = Table(title=f"{report['program']} on {report['device']['kind']}, {report['date']}")
-    for title in ("case", "", "ms/step", "tokens/s", f"time / {report['rows'][0]['name']}"):
+    columns = _COLUMNS[report["program"].split()[-1]]
+    for title in ("case", "", *columns):
         table.add_column(title, justify="left" if title in ("case", "") else "right")
     for row in report["rows"]:
-        milliseconds = f"{1000 * row['seconds_per_step']:.3f}"
-        speed, ratio = f"{row['tokens_per_second']:,.0f}", f"{row['times_slower_than_first']:.2f}"
-        table.add_row(row["case"], row["name"], milliseconds, speed, ratio)
+        table.add_row(row["case"], row["name"], *(show(row) for show in columns.values()))
     Console().print(table)
 
 
-BENCHMARKS: dict[str, Callable[[Settings], dict[str, Any]]] = {"decode": bench_decode}
+def bench_rounds(settings: Settings) -> dict[str, Any]:
+    """Times decode steps with a round in them and steps without; returns the report."""
+    values = settings.flags
+    model = load_model(find_checkpoint(values["model"].value), dtype="float32")
+    policies = [parse_policy(policy) for policy in split_policies(values["policies"].value)]
+    cases = [parse_case(text) for text in values["cases"].value]
+    report = new_report("kvjax.bench rounds", config=_flag_values(values), policy=values["policies"].value)
+    rows = []
+    with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
+        for case in cases:
+            rows += [_measure_rounds(model, policy, case, repeats=values["repeats"].value) for policy in policies]
+            progress.advance(1)
+    return {**report, "rows": rows}
+
+
+def _measure_rounds(model: Transformer, policy: Policy, case: Case, *, repeats: int) -> dict[str, Any]:
+    """One policy: after the context, steps through `repeats` + 1 rounds; the first round is not counted."""
+    sizes = policy.exact
+    to_first = max(sizes.sinks + sizes.window + sizes.round - case.context, 0)
+    steps = to_first + (repeats + 1) * sizes.round
+    cache = init_cache(model, policy, batch=case.batch, max_tokens=case.context + steps)
+    tokens = np.random.default_rng(0).integers(0, model.cache_shape.vocab_size, (case.batch, case.context))
+    _, cache = prefill(model, cache, jnp.asarray(tokens, jnp.int32))
+    token = jnp.zeros((case.batch, 1), jnp.int32)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(steps):
+        has_round = bool(np.any(np.asarray(room(cache)) == 0))
+        since = time.perf_counter()
+        _, cache = jax.block_until_ready(compressed_decode(model, cache, token))
+        seconds[has_round].append(time.perf_counter() - since)
+    step, with_round = float(np.median(seconds[False])), float(np.median(seconds[True][1:]))
+    return {
+        "case": str(case),
+        "name": str(policy),
+        "batch": case.batch,
+        "context": case.context,
+        "seconds_per_step": step,
+        "seconds_per_round": with_round - step,
+        "steps_per_round": (with_round - step) / step,
+        "cache_bytes": device_bytes(cache.layers),
+    }
+
+
+BENCHMARKS: dict[str, Callable[[Settings], dict[str, Any]]] = {
+    "decode": bench_decode,
+    "rounds": bench_rounds,
+}
 
 
 def main(settings: Settings) -> int:
@@ -219,7 +206,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
     cases = "1x64,8x64,1x8192,8x8192"
     flags.DEFINE_string("model", "models/tiny", "Checkpoint folder or hub name.", flag_values=values)
-    flags.DEFINE_list("policies", "full", "Policies to measure; the first is the base.", flag_values=values)
+    flags.DEFINE_string(
+        "policies", "full", "Policies, separated by semicolons; the first is the base.", flag_values=values
+    )
     flags.DEFINE_list("cases", cases, "BATCHxCONTEXT, comma-separated.", flag_values=values)
     flags.DEFINE_integer("new_tokens", 64, "Decode steps of each repeat.", flag_values=values)
     flags.DEFINE_integer("repeats", 3, "How often each is measured; the best counts.", flag_values=values)

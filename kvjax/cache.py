@@ -3,80 +3,104 @@
     KVCache
       num_seen   [B]               tokens that a sequence has seen; the next one's position
       layers     one LayerCache a layer
-        exact    ExactSegment      newest tokens (and sinks) in the model's dtype
+        exact    ExactSegment      the sinks, then a ring of the newest tokens, in the model's dtype
           keys      [B K S D]      rotated at the position of their slot
           values    [B K S D]
           positions [B S]          -1 = empty slot
-        body     None              older tokens, coded (policies with codecs)
+        body     Body              all tokens between, coded; None where the exact segment holds every token
+          keys, values             parts, `B K S...` (kernels_pallas/coded.py)
+          positions [B 1 S]        [B K S] where heads keep different tokens; ascending, -1 = empty slot
         state    None              owned by the selection (policies that evict)
 
 There is no length, mask or validity array: all three follow from positions. What lies in an empty slot cannot matter.
 A cache is an argument and a result, never a module's variable; every update returns a new one, and the compiled steps
-donate the old one, so that its buffers are updated in place.
+donate the old one, so that its buffers are updated in place. How tokens move is in `kvjax/rounds.py`.
 """
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from kvjax import axes
+from kvjax.codec import Codec
+from kvjax.model_shape import ModelShape
 from kvjax.policy import Policy
 from kvjax.sharding import Placement
+from kvjax.stages.facts import Arrays, LayerFacts
 
 KEY_AXES = "B K S D"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """What caches and decoding need to know of a model.
-
-    Attributes:
-      num_layers: L.
-      num_query_heads: N.
-      num_kv_heads: K, a divisor of N.
-      head_size: D.
-      dtype: name of the dtype of keys and values, e.g. "bfloat16".
-      vocab_size: V, one past the largest token id.
-      sliding_window: tokens that a query sees at most, None for all.
-    """
-
-    num_layers: int
-    num_query_heads: int
-    num_kv_heads: int
-    head_size: int
-    dtype: str
-    vocab_size: int
-    sliding_window: int | None = None
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("keys", "values", "positions"),
-    meta_fields=(),
+    meta_fields=("num_sinks", "round_tokens"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExactSegment:
-    """A ring of the newest tokens of a layer: the token at position p lies in slot p mod S.
+    """P sinks and a ring of the newest tokens: position p lies in slot p if p < P, else in P + (p - P) mod (S - P).
 
     Attributes:
       keys: `B K S D`, rotated at their own position.
       values: `B K S D`.
       positions: `B S` int32, one for all heads; -1 is an empty slot.
+      num_sinks: P (static).
+      round_tokens: U, those that move to the body together (static).
     """
 
     keys: Any
     values: Any
     positions: Any
+    num_sinks: int = 0
+    round_tokens: int = 1
 
     @property
     def num_slots(self) -> int:
         """S, the capacity."""
         return self.positions.shape[-1]
+
+    @property
+    def ring_slots(self) -> int:
+        """W + U, slots of the ring."""
+        return self.num_slots - self.num_sinks
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("keys", "values", "positions", "fitted", "chosen"),
+    meta_fields=("codecs",),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Body:
+    """Coded tokens.
+
+    Attributes:
+      keys: parts, `B K S...`.
+      values: parts.
+      positions: `B 1 S` int32, ascending along S up to the -1 of empty slots; `B K S` where heads differ.
+      fitted: arrays of the two codecs that belong to the layer, without a batch axis.
+      chosen: arrays that a row's first stored tokens settled, `B K ...`; without meaning while the row's body is empty.
+      codecs: of keys and of values, fitted (static).
+    """
+
+    keys: Any
+    values: Any
+    positions: Any
+    fitted: tuple[Arrays, Arrays]
+    chosen: tuple[Arrays, Arrays]
+    codecs: tuple[Codec, Codec]
+
+    @property
+    def num_slots(self) -> int:
+        """S, the capacity."""
+        return self.positions.shape[-1]
+
+    def arrays(self, index: int) -> Arrays:
+        """What the codec of keys (0) or values (1) needs."""
+        return {**self.fitted[index], **self.chosen[index]}
 
 
 @functools.partial(
@@ -90,7 +114,7 @@ class LayerCache:
 
     Attributes:
       exact: tokens in the model's dtype.
-      body: coded older tokens, or None.
+      body: coded tokens, or None.
       state: whatever the selection carries from step to step, or None.
     """
 
@@ -125,8 +149,47 @@ class KVCache:
     placement: Placement
 
 
+Fitted = tuple[tuple[Arrays, Arrays], ...]
+
+
+@functools.lru_cache(maxsize=8)  # every batch of a run asks for the same
+def fit_codecs(
+    shape: ModelShape, policy: Policy, placement: Placement, statistics: Any
+) -> tuple[tuple[tuple[Codec, Codec], ...], Fitted]:
+    """The codecs of each layer and their fitted arrays, on the host.
+
+    Raises:
+      UserError: the model does not suit the policy, or it needs statistics and there are none.
+    """
+    device = placement.mesh.devices.flat[0] if placement.mesh is not None else _default_device()
+    codecs, fitted = [], []
+    for layer in range(shape.num_layers):
+        pair = []
+        for codec in policy.codecs(layer, shape.num_layers):
+            facts = LayerFacts(
+                shape=shape,
+                layer=layer,
+                role=codec.role,
+                statistics=None if statistics is None else statistics.layers[layer],
+            )
+            pair.append(codec.fit(facts, device=device))
+        codecs.append(tuple(codec for codec, _ in pair))
+        fitted.append(tuple(arrays for _, arrays in pair))
+    return tuple(codecs), tuple(fitted)
+
+
+def _default_device() -> jax.Device:
+    return jax.local_devices()[0]
+
+
 def empty_cache(
-    shape: ModelShape, *, policy: Policy, batch: int, max_tokens: int, placement: Placement = Placement()
+    shape: ModelShape,
+    *,
+    policy: Policy,
+    batch: int,
+    max_tokens: int,
+    placement: Placement = Placement(),
+    statistics: Any = None,
 ) -> KVCache:
     """An empty cache, on the device(s) of `placement`.
 
@@ -136,16 +199,28 @@ def empty_cache(
       batch: B, sequences.
       max_tokens: tokens, prompt and new ones together, that a sequence may see.
       placement: where the arrays live.
+      statistics: of the model (`kvjax.load_statistics`), for codecs that need them.
+
+    Raises:
+      UserError: the model does not suit the policy, or it needs statistics and there are none.
     """
-    return _build(shape, policy, batch, max_tokens, placement)
+    codecs, fitted = fit_codecs(shape, policy, placement, statistics)
+    return _build(fitted, shape, policy, codecs, batch, max_tokens, placement)
 
 
 @functools.lru_cache(maxsize=8)  # on a mesh it compiles, and a run asks for the same few caches again and again
 def abstract_cache(
-    shape: ModelShape, *, policy: Policy, batch: int, max_tokens: int, placement: Placement = Placement()
+    shape: ModelShape,
+    *,
+    policy: Policy,
+    batch: int,
+    max_tokens: int,
+    placement: Placement = Placement(),
+    statistics: Any = None,
 ) -> KVCache:
     """The same as shapes and shardings only, for compiling without memory; the devices need not be there."""
-    lowered = _build.lower(shape, policy, batch, max_tokens, placement)
+    codecs, fitted = fit_codecs(shape, policy, placement, statistics)
+    lowered = _build.lower(fitted, shape, policy, codecs, batch, max_tokens, placement)
     shardings = lowered.compile().output_shardings if placement.mesh is not None else None
     described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lowered.out_info)
     if shardings is None:
@@ -155,11 +230,26 @@ def abstract_cache(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))  # compiled: no device ever holds more than its part
-def _build(shape: ModelShape, policy: Policy, batch: int, max_tokens: int, placement: Placement) -> KVCache:
-    num_slots = policy.exact_slots(max_tokens)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))  # compiled: no device ever holds more than its part
+def _build(
+    fitted: Fitted,
+    shape: ModelShape,
+    policy: Policy,
+    codecs: tuple[tuple[Codec, Codec], ...],
+    batch: int,
+    max_tokens: int,
+    placement: Placement,
+) -> KVCache:
+    body_slots = policy.body_slots(max_tokens)
+    layers = tuple(
+        LayerCache(
+            exact=_empty_exact(shape, policy, batch, max_tokens, placement),
+            body=_empty_body(pair, arrays, batch, body_slots, placement) if body_slots else None,
+        )
+        for pair, arrays in zip(codecs, fitted, strict=True)
+    )
     return KVCache(
-        layers=tuple(_empty_layer(shape, batch, num_slots, placement) for _ in range(shape.num_layers)),
+        layers=layers,
         num_seen=placement.constrain(jnp.zeros((batch,), jnp.int32), "B"),
         policy=policy,
         shape=shape,
@@ -168,105 +258,43 @@ def _build(shape: ModelShape, policy: Policy, batch: int, max_tokens: int, place
     )
 
 
-def _empty_layer(shape: ModelShape, batch: int, num_slots: int, placement: Placement) -> LayerCache:
-    """One layer, all slots empty."""
+def _empty_exact(shape: ModelShape, policy: Policy, batch: int, max_tokens: int, placement: Placement) -> ExactSegment:
+    """All slots empty; a plain ring of `max_tokens` where these fit without a body."""
+    sizes = policy.exact
+    has_body = policy.body_slots(max_tokens) > 0
+    num_slots = sizes.sinks + sizes.window + sizes.round if has_body else max_tokens
     zeros = jnp.zeros((batch, shape.num_kv_heads, num_slots, shape.head_size), jnp.dtype(shape.dtype))
-    exact = ExactSegment(
+    return ExactSegment(
         keys=placement.constrain(zeros, KEY_AXES),
         values=placement.constrain(zeros, KEY_AXES),
         positions=placement.constrain(jnp.full((batch, num_slots), axes.EMPTY, jnp.int32), "B S"),
-    )
-    return LayerCache(exact=exact)
-
-
-def new_positions(cache: KVCache, lengths: Int[Array, "B"], num_tokens: int) -> axes.Positions:
-    """Positions of the next `num_tokens` tokens of each row; -1 past a row's length (padding on the right)."""
-    offsets = jnp.arange(num_tokens, dtype=jnp.int32)[None, :]
-    return jnp.where(offsets < lengths[:, None], cache.num_seen[:, None] + offsets, axes.EMPTY)
-
-
-def append(
-    segment: ExactSegment,
-    keys: axes.NewKeys,
-    *,
-    values: axes.NewValues,
-    positions: axes.Positions,
-    placement: Placement,
-) -> ExactSegment:
-    """Writes new tokens over the oldest slots; tokens at position -1 are written nowhere.
-
-    Args:
-      segment: the ring.
-      keys: `B T K D`, T at most S, already rotated.
-      values: `B T K D`.
-      positions: `B T`.
-      placement: where the arrays live.
-    """
-    num_slots = segment.num_slots
-    slots = jnp.where(positions >= 0, positions % num_slots, num_slots)  # S lies outside: dropped
-    rows = jnp.arange(positions.shape[0], dtype=jnp.int32)[:, None]
-
-    def write(cached: jax.Array, new: jax.Array) -> jax.Array:
-        # Index arrays around a slice put their axes first: the updates are `B T K D`, as activations are.
-        return placement.constrain(cached.at[rows, :, slots].set(new, mode="drop"), KEY_AXES)
-
-    return ExactSegment(
-        keys=write(segment.keys, keys),
-        values=write(segment.values, values),
-        positions=segment.positions.at[rows, slots].set(positions, mode="drop"),
+        num_sinks=sizes.sinks if has_body else 0,
+        round_tokens=sizes.round,
     )
 
 
-def fill(
-    segment: ExactSegment,
-    keys: axes.NewKeys,
-    *,
-    values: axes.NewValues,
-    positions: axes.Positions,
-    placement: Placement,
-) -> ExactSegment:
-    """Writes a whole prompt into an empty segment: one block copy instead of `append`'s scatter.
-
-    Args:
-      segment: an empty ring of S slots.
-      keys: `B T K D`, T at most S, already rotated.
-      values: `B T K D`.
-      positions: `B T`: 0, 1, ... and -1 past a row's length, where what is written cannot matter.
-      placement: where the arrays live.
-    """
-
-    def write(cached: jax.Array, new: jax.Array) -> jax.Array:
-        block = jnp.swapaxes(new, 1, 2)  # B K T D
-        return placement.constrain(jax.lax.dynamic_update_slice(cached, block, (0, 0, 0, 0)), KEY_AXES)
-
-    return ExactSegment(
-        keys=write(segment.keys, keys),
-        values=write(segment.values, values),
-        positions=jax.lax.dynamic_update_slice(segment.positions, positions, (0, 0)),
+def _empty_body(
+    codecs: tuple[Codec, Codec], fitted: tuple[Arrays, Arrays], batch: int, num_slots: int, placement: Placement
+) -> Body:
+    """All slots empty."""
+    parts, chosen = [], []
+    for codec, arrays in zip(codecs, fitted, strict=True):
+        layout = codec.layout(arrays, batch=batch, num_slots=num_slots)
+        stored, picked = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), layout)
+        parts.append(place_heads(stored, placement))
+        chosen.append(place_heads(picked, placement))
+    positions = jnp.full((batch, 1, num_slots), axes.EMPTY, jnp.int32)
+    return Body(
+        keys=parts[0],
+        values=parts[1],
+        positions=place_heads(positions, placement),
+        fitted=jax.tree.map(jnp.asarray, fitted),
+        chosen=(chosen[0], chosen[1]),
+        codecs=codecs,
     )
 
 
-def device_bytes(tree: Any) -> int:
-    """Bytes that the buffers of a pytree take on all devices together, as the devices report them."""
-    buffers = [shard.data for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
-    return sum(buffer.on_device_size_in_bytes() for buffer in buffers)
-
-
-def full_cache_bytes(cache: KVCache) -> int:
-    """Bytes that the same cache would take with policy `full`, on all devices together, laid out in the same way."""
-    full = abstract_cache(
-        cache.shape,
-        policy=Policy(),
-        batch=cache.num_seen.shape[0],
-        max_tokens=cache.max_tokens,
-        placement=cache.placement,
-    )
-    return sum(_bytes_on_devices(leaf) for leaf in jax.tree.leaves(full.layers))
-
-
-def _bytes_on_devices(leaf: jax.ShapeDtypeStruct) -> int:
-    """Bytes of an array on all its devices, copies counted."""
-    if leaf.sharding is None:
-        return math.prod(leaf.shape) * leaf.dtype.itemsize
-    shard = leaf.sharding.shard_shape(leaf.shape)
-    return len(leaf.sharding.device_set) * math.prod(shard) * leaf.dtype.itemsize
+def place_heads(tree: Any, placement: Placement) -> Any:
+    """Pins arrays that start `B K` to their place; what follows is on every device of these."""
+    tails = {2: "B K", 3: "B K S", 4: KEY_AXES}
+    return jax.tree.map(lambda leaf: placement.constrain(leaf, tails[leaf.ndim]), tree)

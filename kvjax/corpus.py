@@ -19,7 +19,10 @@ def read_documents(path: Path) -> list[str]:
       path: `.jsonl` with "question" and "answer" on each line, or any other ending for UTF-8 text. The licence
         text around a Project Gutenberg book is cut off.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}.") from error
     if path.suffix == ".jsonl":
         try:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]

@@ -8,9 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kvjax.cache import device_bytes, full_cache_bytes
+from kvjax.accounting import account, device_bytes, full_cache_bytes, num_rounds
+from kvjax.cache import fit_codecs
 from kvjax.errors import UserError
-from kvjax.folder import find_checkpoint, read_json
+from kvjax.folder import find_checkpoint, find_file, read_json
 from kvjax.generation import Generator, check_prompt
 from kvjax.policy import parse_policy
 from kvjax.progress import status
@@ -18,9 +19,12 @@ from kvjax.prompts import Prompt, check_text
 from kvjax.report import new_report
 from kvjax.sampling import Sampling, check_sampling
 from kvjax.sharding import make_mesh
+from kvjax.statistics import Statistics
+from kvjax.statistics_file import load_statistics
 from kvjax.text import Tokenizer, load_tokenizer
 from kvjax.token_loop import PADDING
 from models import load_model
+from models.transformer import Transformer
 
 _NOT_FOLLOWED = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "num_beams": 1}
 """Fields of generation_config.json that change the text, and the values at which they do not."""
@@ -45,17 +49,16 @@ class Decoder:
         for name in ("batch", "max_new_tokens", "steps_per_dispatch"):
             if config[name] < 1:
                 raise UserError(f"config.{name} is {config[name]}; it must be at least 1.")
-        single_device = config.mesh.data == config.mesh.model == 1
-        mesh = None if single_device else make_mesh(data=config.mesh.data, model=config.mesh.model)
         since = time.monotonic()
-        with status(f"loading {config.model}", quiet=quiet):
-            self.tokenizer: Tokenizer = load_tokenizer(config.tokenizer or folder)
-            self.model = load_model(folder, mesh=mesh, dtype=config.dtype)
+        self.tokenizer, self.model = load_configured(config, quiet=quiet)
+        self._statistics = read_statistics(config, self.model)
+        fit_codecs(self.model.cache_shape, self.policy, self.model.placement, self._statistics)  # or says why not
         self.load_seconds = time.monotonic() - since
         self.stop_tokens = self.tokenizer.stop_tokens if config.stop_at_end else ()
         self._generators: dict[tuple[int, int], Generator] = {}
         self._totals = {name: 0.0 for name in ("compile_seconds", "prefill_seconds", "decode_seconds")}
-        self._counts = {"prompt_tokens": 0, "new_tokens": 0, "decode_tokens": 0}
+        self._counts = {"prompt_tokens": 0, "new_tokens": 0, "decode_tokens": 0, "rounds": 0}
+        self._cache: dict[str, Any] = {}
         self._bytes: dict[str, int | None] = {"cache_bytes": None, "full_cache_bytes": None}
 
     def tokens(self, prompt: Prompt) -> list[int]:
@@ -108,6 +111,8 @@ class Decoder:
         self._counts["new_tokens"] += num_new
         self._counts["decode_tokens"] += num_new - len(prompts)  # the first of each row comes with the prefill
         cache, generator.cache = generator.cache, None  # freed: the next batch may need another shape
+        self._counts["rounds"] += num_rounds(cache)
+        self._cache = account(cache)
         self._bytes = {"cache_bytes": device_bytes(cache.layers), "full_cache_bytes": full_cache_bytes(cache)}
 
     def _generator(self, prompts: Sequence[list[int]], batch: int) -> Generator:
@@ -119,6 +124,7 @@ class Decoder:
             self._generators[batch, room] = Generator(
                 self.model,
                 policy=self.policy,
+                statistics=self._statistics,
                 batch=batch,
                 max_tokens=room,
                 sampling=self._sampling,
@@ -148,8 +154,9 @@ class Decoder:
             "load_seconds": self.load_seconds,
             **self._totals,
             "tokens_per_second": self._tokens_per_second,
-            "rounds": 0,  # a cache that keeps every token exactly has none
-            "evicted": 0,
+            "rounds": self._counts["rounds"],
+            "evicted": 0,  # no policy drops tokens yet
+            "cache": self._cache,  # of the last batch
         }
 
     def summary(self) -> str:
@@ -161,6 +168,24 @@ class Decoder:
             f"compilation {totals['compile_seconds']:.1f} s; cache {size['cache_bytes']:,} bytes ({self.policy}), "
             f"uncompressed {size['full_cache_bytes']:,}"
         )
+
+
+def load_configured(config: ConfigDict, *, quiet: bool = False) -> tuple[Tokenizer, Transformer]:
+    """The tokenizer and the model that a config names, on the mesh that it asks for."""
+    folder = find_checkpoint(config.model)
+    single_device = config.mesh.data == config.mesh.model == 1
+    mesh = None if single_device else make_mesh(data=config.mesh.data, model=config.mesh.model)
+    with status(f"loading {config.model}", quiet=quiet):
+        tokenizer = load_tokenizer(config.tokenizer or folder)
+        return tokenizer, load_model(folder, mesh=mesh, dtype=config.dtype)
+
+
+def read_statistics(config: ConfigDict, model: Transformer) -> Statistics | None:
+    """The statistics that the config names, checked against the model; None if it names none."""
+    if not config.statistics:
+        return None
+    advice = "Write it with python -m kvjax.calibrate, or check the path."
+    return load_statistics(find_file(config.statistics, "statistics file", advice=advice), model.cache_shape)
 
 
 def read_sampling(config: ConfigDict, folder: Path) -> Sampling:

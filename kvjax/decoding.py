@@ -17,10 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from kvjax import axes
-from kvjax.cache import KVCache, LayerCache, ModelShape, empty_cache, new_positions
+from kvjax.cache import KVCache, LayerCache, empty_cache
 from kvjax.errors import UserError
+from kvjax.model_shape import ModelShape
 from kvjax.policy import Policy, parse_policy
+from kvjax.rounds import make_room, new_positions, room
 from kvjax.sharding import Placement
+from kvjax.statistics import Statistics
 
 
 @runtime_checkable
@@ -44,21 +47,29 @@ class LanguageModel(Protocol):
         """Scores of the next token."""
 
 
-def init_cache(model: LanguageModel, policy: str | Policy = "full", *, batch: int, max_tokens: int) -> KVCache:
+def init_cache(
+    model: LanguageModel,
+    policy: str | Policy = "full",
+    *,
+    batch: int,
+    max_tokens: int,
+    statistics: Statistics | None = None,
+) -> KVCache:
     """Makes an empty cache for a model, on the model's device(s).
 
     Args:
       model: the model, concrete or abstract.
-      policy: what the cache keeps, e.g. "full".
+      policy: what the cache keeps, e.g. "full" or "turboquant(bits=4)"; see `kvjax/policy.py`.
       batch: B, sequences decoded together, at least 1.
       max_tokens: tokens that a sequence may see in all, prompt and new ones, at least 1.
+      statistics: of this model (`kvjax.load_statistics`), for policies that need them.
 
     Returns:
       An empty `KVCache`.
 
     Raises:
-      UserError: the policy is unknown, a number is below 1, or the model's sliding window is shorter than
-        `max_tokens`.
+      UserError: the policy is unknown or does not suit the model, it needs statistics and there are none or another
+        model's, a number is below 1, or the model's sliding window is shorter than `max_tokens`.
     """
     policy = parse_policy(policy)
     for name, value in (("batch", batch), ("max_tokens", max_tokens)):
@@ -70,7 +81,16 @@ def init_cache(model: LanguageModel, policy: str | Policy = "full", *, batch: in
             f"The model attends within a sliding window of {window} tokens, which is not supported beyond the window: "
             f"max_tokens must be at most {window}, not {max_tokens}."
         )
-    return empty_cache(model.cache_shape, policy=policy, batch=batch, max_tokens=max_tokens, placement=model.placement)
+    if statistics is not None:
+        statistics.check(model.cache_shape)
+    return empty_cache(
+        model.cache_shape,
+        policy=policy,
+        batch=batch,
+        max_tokens=max_tokens,
+        placement=model.placement,
+        statistics=statistics,
+    )
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -129,9 +149,43 @@ def decode_step(
     params: LanguageModel, cache: KVCache, tokens: axes.Tokens, *, lengths: axes.Lengths
 ) -> tuple[axes.Logits, KVCache]:
     """`compressed_decode` without the compilation of its own, to be called inside a compiled loop."""
-    hidden, cache = _forward(params, cache, tokens, lengths=lengths.astype(jnp.int32), phase="decode")
+    lengths = lengths.astype(jnp.int32)
+    if tokens.shape[1] == 1:
+        hidden, cache = _forward(params, make_room(cache, lengths > 0), tokens, lengths=lengths, phase="decode")
+        logits = params.logits(hidden)
+    else:
+        logits, cache = _in_passes(params, cache, tokens, lengths)
     overflows = (cache.num_seen > cache.max_tokens)[:, None, None]
-    return jnp.where(overflows, jnp.nan, params.logits(hidden)), cache
+    return jnp.where(overflows, jnp.nan, logits), cache
+
+
+def _in_passes(
+    params: LanguageModel, cache: KVCache, tokens: axes.Tokens, lengths: axes.Lengths
+) -> tuple[axes.Logits, KVCache]:
+    """Decodes a chunk; each pass takes as many tokens of each row as it has room for before its next round.
+
+    A token therefore sees the same tokens exact and the same ones coded as if it had come alone.
+    """
+    batch, num_tokens = tokens.shape
+    layer = cache.layers[0].exact
+    width = min(num_tokens, layer.round_tokens if cache.layers[0].body is not None else layer.num_slots)
+    rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    steps = jnp.arange(width, dtype=jnp.int32)[None]
+
+    def one_pass(carry: tuple[KVCache, jax.Array, jax.Array]) -> tuple[KVCache, jax.Array, jax.Array]:
+        cache, done, logits = carry
+        cache = make_room(cache, done < lengths)
+        taken = jnp.minimum(jnp.minimum(lengths - done, room(cache)), width)
+        places = done[:, None] + steps  # B width, columns of `tokens`
+        piece = jnp.take_along_axis(tokens, jnp.minimum(places, num_tokens - 1), axis=1)
+        hidden, cache = _forward(params, cache, piece, lengths=taken, phase="decode")
+        places = jnp.where(steps < taken[:, None], places, num_tokens)  # outside: dropped
+        return cache, done + taken, logits.at[rows, places].set(params.logits(hidden), mode="drop")
+
+    logits = jnp.zeros((*tokens.shape, cache.shape.vocab_size), jnp.float32)
+    carry = (cache, jnp.zeros_like(lengths), logits)
+    cache, _, logits = jax.lax.while_loop(lambda carry: jnp.any(carry[1] < lengths), one_pass, carry)
+    return logits, cache
 
 
 def _forward(

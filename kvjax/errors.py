@@ -25,3 +25,34 @@ def unknown(kind: str, name: object, known: Iterable[str], *, advice: str = "") 
     hint = f" Did you mean '{near[0]}'?" if near else ""
     listed = ", ".join(names) if names else "none"
     return UserError(f"Unknown {kind} '{name}'.{hint} Known: {listed}.{' ' + advice if advice else ''}")
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raises `UserError` unless a value is one of the allowed ones; names the nearest.
+
+    Args:
+      name: of the argument, e.g. "turboquant(bits)".
+      value: what came.
+      allowed: what may come, all numbers or all strings.
+    """
+    choices = list(allowed)
+    if value in choices and not isinstance(value, bool):
+        return
+    listed = ", ".join(map(str, choices))
+    if all(isinstance(number, (int, float)) for number in [value, *choices]):
+        near = min(choices, key=lambda number: abs(number - value))
+    else:
+        near = next(iter(difflib.get_close_matches(str(value), list(map(str, choices)), n=1)), choices[0])
+    raise UserError(f"{name} is {value}; it must be one of {listed}. The nearest is {near}.")
+
+
+def check_between(
+    name: str, value: int | float, low: int | float, high: int | float, *, open_above: bool = False
+) -> None:
+    """Raises `UserError` unless low <= value <= high (< high with `open_above`)."""
+    inside = low <= value < high if open_above else low <= value <= high
+    if not inside:
+        bound = "below" if open_above else "at most"
+        near = low if value < low else high
+        hint = "" if open_above and near == high else f" The nearest is {near}."
+        raise UserError(f"{name} is {value}; it must be at least {low} and {bound} {high}.{hint}")

@@ -21,12 +21,13 @@ def _places(name: str | Path) -> tuple[Path, Path]:
     return given, ROOT / given
 
 
-def find_file(name: str, kind: str) -> Path:
+def find_file(name: str, kind: str, *, advice: str = "Check the path.") -> Path:
     """The path of a file or folder named relative to here or to the project's root.
 
     Args:
       name: the path.
       kind: what it is, for the message.
+      advice: the way out, for the message.
 
     Raises:
       UserError: there is no such file.
@@ -34,7 +35,7 @@ def find_file(name: str, kind: str) -> Path:
     for path in _places(name):
         if path.exists():
             return path
-    raise UserError(f"There is no {kind} '{name}', neither here nor in {ROOT}. Check the path.")
+    raise UserError(f"There is no {kind} '{name}', neither here nor in {ROOT}. {advice}")
 
 
 def find_checkpoint(name: str | Path, *, weights: bool = True) -> Path:

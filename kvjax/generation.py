@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvjax.cache import KVCache, ModelShape
+from kvjax.cache import KVCache
 from kvjax.decoding import LanguageModel, init_cache
 from kvjax.errors import UserError
+from kvjax.model_shape import ModelShape
 from kvjax.policy import Policy
 from kvjax.sampling import Sampling, check_sampling
+from kvjax.statistics import Statistics
 from kvjax.token_loop import PADDING, DecodeState, decode_block, start
 
 _LEAST_BUCKET = 16
@@ -48,6 +50,7 @@ class Generator:
     Args:
       model: the model.
       policy: what the cache keeps.
+      statistics: of the model, for policies that need them.
       batch: B, rows decoded together; a call with fewer prompts leaves rows idle.
       max_tokens: tokens, prompt and new ones together, that a row may see.
       sampling: how tokens are drawn.
@@ -60,6 +63,7 @@ class Generator:
         model: LanguageModel,
         *,
         policy: str | Policy = "full",
+        statistics: Statistics | None = None,
         batch: int,
         max_tokens: int,
         sampling: Sampling = Sampling(),
@@ -69,7 +73,7 @@ class Generator:
         check_sampling(sampling)
         if steps_per_dispatch < 1:
             raise UserError(f"steps_per_dispatch is {steps_per_dispatch}; it must be at least 1.")
-        self._model, self._policy = model, policy
+        self._model, self._policy, self._statistics = model, policy, statistics
         self._batch, self._max_tokens = batch, max_tokens
         self._rule = {"sampling": sampling, "stop_tokens": tuple(sorted(set(stop_tokens)))}
         self._steps_per_dispatch = steps_per_dispatch
@@ -158,7 +162,8 @@ class Generator:
         row_seeds = np.zeros(self._batch, np.uint32)
         row_seeds[: len(prompts)] = seeds if seeds else range(len(prompts))
         self.cache = None  # the last one is freed before the next is made
-        cache = init_cache(self._model, self._policy, batch=self._batch, max_tokens=self._max_tokens)
+        sizes = {"batch": self._batch, "max_tokens": self._max_tokens}
+        cache = init_cache(self._model, self._policy, **sizes, statistics=self._statistics)
         put = self._model.placement.put
         arguments = {"lengths": put(lengths, "B"), "keys": jax.vmap(jax.random.key)(put(row_seeds, "B"))}
         placed = put(tokens, "B T")
@@ -222,6 +227,7 @@ def generate(
     *,
     max_new_tokens: int,
     policy: str | Policy = "full",
+    statistics: Statistics | None = None,
     sampling: Sampling = Sampling(),
     stop_tokens: Collection[int] = (),
     seed: int = 0,
@@ -233,6 +239,7 @@ def generate(
       prompts: token ids, none empty.
       max_new_tokens: most new tokens a prompt, at least 1.
       policy: what the cache keeps.
+      statistics: of the model, for policies that need them.
       sampling: how tokens are drawn; greedy by default.
       stop_tokens: ids that end a row.
       seed: for sampling; row i draws with seed + i.
@@ -247,6 +254,7 @@ def generate(
     generator = Generator(
         model,
         policy=policy,
+        statistics=statistics,
         batch=max(len(prompts), 1),
         max_tokens=longest + max(max_new_tokens, 1),
         sampling=sampling,

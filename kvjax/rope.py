@@ -137,3 +137,10 @@ def rotate(heads: Float[Array, "B T N D"], turns: Turns) -> Float[Array, "B T N 
     first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return jax.lax.convert_element_type(rotated, heads.dtype)
+
+
+def unrotate(heads: Float[Array, "B T N D"], turns: Turns) -> Float[Array, "B T N D"]:
+    """Undoes `rotate`, the attention factor included: (a, b) -> (a cos + b sin, b cos - a sin) / (cos^2 + sin^2)."""
+    cos, sin = turns
+    square = cos**2 + sin**2
+    return rotate(heads, (cos / square, -sin / square))

@@ -1,10 +1,11 @@
 """What a decoder of the Llama kind is made of, and the registry of the families that say so."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from kvjax.cache import ModelShape
+from kvjax.model_shape import ModelShape
 from kvjax.registry import Registry
 from kvjax.rope import Rope
 
@@ -65,7 +66,14 @@ class ModelConfig:
             dtype=dtype,
             vocab_size=self.vocab_size,
             sliding_window=self.sliding_window,
+            rope=self.rope,
+            fingerprint=self.fingerprint(),
         )
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides what the layers compute, the dtype apart."""
+        facts = dataclasses.asdict(dataclasses.replace(self, dtype="", max_positions=0))
+        return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:16]
 
     def num_parameters(self) -> int:
         """Parameters of the model, biases and norms included."""

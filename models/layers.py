@@ -10,10 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kvjax import axes
-from kvjax.attention import causal_attention, decode_layer, prefill_layer
+from kvjax.attention import causal_attention, decode_layer, observe_layer, prefill_layer
 from kvjax.cache import LayerCache
 from kvjax.rope import Turns, rotate
 from kvjax.sharding import Placement
+from kvjax.statistics import LayerStatistics
 from models.config import ModelConfig
 
 
@@ -95,9 +96,9 @@ class Attention(nnx.Module):
         *,
         turns: Turns,
         positions: axes.Positions,
-        layer: LayerCache | None,
+        layer: LayerCache | LayerStatistics | None,
         attend: Callable,
-    ) -> tuple[axes.Activations, LayerCache | None]:
+    ) -> tuple[axes.Activations, LayerCache | LayerStatistics | None]:
         """Attends; returns the block's output and the layer's cache with the new tokens in it."""
         queries, keys, values = self.query(inputs), self.key(inputs), self.value(inputs)
         if self.query_norm is not None:
@@ -129,8 +130,10 @@ PHASES: dict[str, Callable] = {
     "train": attend_without_cache,
     "prefill": prefill_layer,
     "decode": decode_layer,
+    "calibrate": observe_layer,
 }
-"""How attention treats the cache: not at all; as an empty one that the prompt fills; as one to append to."""
+"""How attention treats the cache: not at all; as an empty one that the prompt fills; as one to append to; as statistics
+that gather what passes."""
 
 
 class FeedForward(nnx.Module):

@@ -10,11 +10,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kvjax import axes
-from kvjax.cache import LayerCache, ModelShape
+from kvjax.cache import LayerCache
+from kvjax.model_shape import ModelShape
 from kvjax.rope import Turns, turns_at
 from kvjax.sharding import Placement
+from kvjax.statistics import LayerStatistics
 from models.config import ModelConfig
 from models.layers import PHASES, Attention, Build, FeedForward, RMSNorm
+
+LayerState = LayerCache | LayerStatistics
+"""What a layer carries from call to call: its cache, or what it gathers in calibration."""
 
 
 class Layer(nnx.Module):
@@ -32,9 +37,9 @@ class Layer(nnx.Module):
         *,
         turns: Turns,
         positions: axes.Positions,
-        layer: LayerCache | None,
+        layer: LayerState | None,
         phase: str,
-    ) -> tuple[axes.Activations, LayerCache | None]:
+    ) -> tuple[axes.Activations, LayerState | None]:
         """One layer; returns activations and the layer's cache."""
         with jax.named_scope("attention"):
             attended, layer = self.attention(
@@ -70,16 +75,17 @@ class Transformer(nnx.Module):
         tokens: axes.Tokens,
         *,
         positions: axes.Positions,
-        layers: tuple[LayerCache, ...] | None = None,
+        layers: tuple[LayerState, ...] | None = None,
         phase: str = "train",
-    ) -> tuple[axes.Activations, tuple[LayerCache, ...] | None]:
+    ) -> tuple[axes.Activations, tuple[LayerState, ...] | None]:
         """Runs the layers over new tokens.
 
         Args:
           tokens: `B T` int32. An id outside the vocabulary gives NaN.
           positions: `B T` int32, absolute; -1 is padding.
           layers: the cache's layers; None without a cache.
-          phase: "train" (no cache), "prefill" (fills an empty cache) or "decode" (appends to one).
+          phase: "train" (no cache), "prefill" (fills an empty cache), "decode" (appends to one) or "calibrate"
+            (`layers` gather statistics instead of caches).
 
         Returns:
           The last layer's activations `B T M`, normed and ready for `logits`, and the cache's layers.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvjax.codec import CODECS
 from models.config import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,9 +16,26 @@ FOLDERS = ("kvjax", "kernels_pallas", "models", "configs")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 
-PROGRAMS = {"kvjax.bench", "kvjax.decode", "kvjax.decoder", "kvjax.train"}
-FOUNDATION = {"kvjax.axes", "kvjax.errors", "kvjax.registry", "kvjax.sharding", "kvjax.rope", "kvjax.folder"}
-STATE = {"kvjax.cache", "kvjax.policy", "kvjax.attention"}
+PROGRAMS = {"kvjax.bench", "kvjax.calibrate", "kvjax.decode", "kvjax.decoder", "kvjax.evaluate", "kvjax.train"}
+FOUNDATION = {
+    "kvjax.axes",
+    "kvjax.errors",
+    "kvjax.folder",
+    "kvjax.model_shape",
+    "kvjax.registry",
+    "kvjax.rope",
+    "kvjax.sharding",
+}
+STATE = {
+    "kvjax.attention",
+    "kvjax.cache",
+    "kvjax.codec",
+    "kvjax.policy",
+    "kvjax.rounds",
+    "kvjax.stages",
+    "kvjax.statistics",
+}
+MODELS_SEE = {"kvjax.attention", "kvjax.cache", "kvjax.statistics"}
 
 MAY_IMPORT = {
     # module or package: what of ours it may import, itself apart
@@ -28,28 +46,41 @@ MAY_IMPORT = {
     "kvjax.registry": {"kvjax.errors"},
     "kvjax.sharding": {"kvjax.errors"},
     "kvjax.rope": set(),
+    "kvjax.model_shape": {"kvjax.rope"},
     "kvjax.folder": {"kvjax.errors"},
-    "kvjax.policy": {"kvjax.errors"},
-    "kvjax.cache": {"kvjax.axes", "kvjax.policy", "kvjax.sharding"},
-    "kvjax.attention": {"kvjax.axes", "kvjax._kernels", "kvjax.cache", "kvjax.sharding"},
-    "models": FOUNDATION | STATE,
+    "kvjax.stages": {"kvjax._kernels", "kvjax.errors", "kvjax.model_shape"},
+    "kvjax.codec": FOUNDATION | {"kvjax._kernels", "kvjax.stages"},
+    "kvjax.codecs": {"kvjax.codec", "kvjax.errors", "kvjax.folder", "kvjax.stages"},
+    "kvjax.policy": {"kvjax.codec", "kvjax.errors"},
+    "kvjax.cache": FOUNDATION | {"kvjax.codec", "kvjax.policy", "kvjax.stages"},
+    "kvjax.rounds": FOUNDATION | {"kvjax.cache", "kvjax.stages"},
+    "kvjax.statistics": FOUNDATION,
+    "kvjax.statistics_file": FOUNDATION | {"kvjax.statistics"},
+    "kvjax.attention": FOUNDATION | {"kvjax._kernels", "kvjax.cache", "kvjax.rounds", "kvjax.statistics"},
+    "models": FOUNDATION | MODELS_SEE,
     "kvjax.sampling": {"kvjax.axes", "kvjax.errors"},
     "kvjax.decoding": FOUNDATION | STATE,
     "kvjax.token_loop": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling"},
     "kvjax.generation": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling", "kvjax.token_loop"},
+    "kvjax.accounting": FOUNDATION | STATE,
+    "kvjax.perplexity": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.text": {"kvjax.errors", "kvjax.folder"},
     "kvjax.byte_tokenizer": set(),
     "kvjax.prompts": {"kvjax.errors"},
     "kvjax.progress": set(),
     "kvjax.report": {"kvjax._kernels", "kvjax.errors", "kvjax.folder"},
     "kvjax.peer_transformers": set(),
+    "kvjax.peers": {"kvjax.errors"},
     "kvjax._program": {"kvjax.errors", "kvjax.folder"},
     "kvjax.corpus": {"kvjax.byte_tokenizer", "kvjax.errors", "kvjax.folder"},
     "kvjax": {"kvjax"},  # the list of public names
     "configs": {"configs"},
     **{program: {"kvjax", "models"} for program in PROGRAMS},
 }
-KERNEL_PACKAGES = {"jax", "jaxtyping", "math", "functools", "dataclasses", "collections", "kernels_pallas"}
+PACKAGES = ("kernels_pallas", "kvjax.codecs", "kvjax.stages", "models", "configs")
+"""Packages whose modules share one entry."""
+
+KERNEL_PACKAGES = {"jax", "jaxtyping", "typing", "math", "functools", "dataclasses", "collections", "kernels_pallas"}
 
 
 def module_name(path):
@@ -75,9 +106,9 @@ def rule_of(module):
     """The entry of the table for a module: its own, or that of its package."""
     if module in MAY_IMPORT:
         return module, MAY_IMPORT[module]
-    package = module.split(".")[0]
-    assert package in ("kernels_pallas", "models", "configs"), f"{module} is not in the table of imports"
-    return package, MAY_IMPORT[package]
+    packages = [package for package in PACKAGES if module.startswith(package + ".")]
+    assert packages, f"{module} is not in the table of imports"
+    return packages[0], MAY_IMPORT[packages[0]]
 
 
 def covered(name, entries):
@@ -88,7 +119,7 @@ def covered(name, entries):
 def test_imports_point_one_way(name):
     path = ROOT / name
     owner, allowed = rule_of(module_name(path))
-    inside = {owner} if owner in ("kernels_pallas", "models", "configs") else set()
+    inside = {owner} if owner in PACKAGES and owner != "kvjax.codecs" else set()  # codecs never import each other
     for imported in imports_of(path):
         if imported.split(".")[0] in FOLDERS:
             assert covered(imported, allowed | inside), f"{name} must not import {imported}"
@@ -160,3 +191,8 @@ assert not [key for key in ours if not key.startswith(("TF_", "TPU_", "KMP_", "G
 def test_the_families_are_found_by_listing_their_package():
     files = {path.stem for path in (ROOT / "models" / "families").glob("*.py")} - {"__init__"}
     assert set(FAMILIES.names()) == files == {"llama", "mistral", "qwen2", "qwen3"}
+
+
+def test_the_codecs_are_found_by_listing_their_package():
+    files = {path.stem for path in (ROOT / "kvjax" / "codecs").glob("*.py")} - {"__init__"}
+    assert set(CODECS.names()) == files

@@ -1,5 +1,6 @@
-"""Attention of a few query tokens over a cache segment, masked by positions."""
+"""Attention of a few query tokens over segments of a cache, masked by positions."""
 
 from kernels_pallas.decode_attention.api import decode_attention
+from kernels_pallas.decode_attention.reference import Attended, Segment
 
-__all__ = ["decode_attention"]
+__all__ = ["Attended", "Segment", "decode_attention"]

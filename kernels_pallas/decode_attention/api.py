@@ -1,37 +1,37 @@
 """The public function of the operation, and the choice of its implementation."""
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from kernels_pallas.decode_attention import reference
+from kernels_pallas.decode_attention.reference import Attended, Segment
 
 IMPLEMENTATIONS = ("reference",)
 
 
 def decode_attention(
-    queries: Float[Array, "B T N D"],
-    keys: Float[Array, "B K S D"],
+    segments: tuple[Segment, ...],
     *,
-    values: Float[Array, "B K S D"],
     query_positions: Int[Array, "B T"],
-    key_positions: Int[Array, "B S"],
+    scale: float,
     implementation: str | None = None,
-) -> Float[Array, "B T N D"]:
-    """Softmax attention of T query tokens over the slots that each may see.
+) -> tuple[Attended, ...]:
+    """Softmax attention of T query tokens over the slots that each may see, one softmax over all segments.
+
+        weight[t, n, s] = softmax_s(scale (q[t, n] . k[s] + bias[t, n]))    over the slots of all segments
+        output[t, n]    = sum_s weight[t, n, s] v[s]                        over the slots of one
 
     A query at position p sees the slots whose position is between 0 and p; a query at position -1 (padding) sees
-    nothing and gets zeros. Scores are scaled by D**-0.5. Query head n reads key/value head n // (N / K).
+    nothing and gets zeros. What lies in a slot that no query sees cannot matter, NaN included.
 
     Args:
-      queries: `B T N D`, rotated.
-      keys: `B K S D`, rotated. What lies in a slot at position -1 cannot matter, NaN included.
-      values: `B K S D`.
+      segments: at least one.
       query_positions: `B T` int32; -1 is padding.
-      key_positions: `B S` int32; -1 is an empty slot. The order of slots is free.
+      scale: of the scores, D**-0.5.
       implementation: a name of `IMPLEMENTATIONS`; None chooses.
 
     Returns:
-      `B T N D` in the dtype of the queries, accumulated in float32.
+      Output and weight of each segment, accumulated in float32.
 
     Raises:
       ValueError: the implementation is unknown.
@@ -41,9 +41,7 @@ def decode_attention(
             f"decode_attention has no implementation '{implementation}': give one of {', '.join(IMPLEMENTATIONS)}."
         )
     with jax.named_scope("decode_attention"):
-        return reference.decode_attention(
-            queries, keys, values=values, query_positions=query_positions, key_positions=key_positions
-        )
+        return reference.decode_attention(segments, query_positions=query_positions, scale=scale)
 
 
 def chosen_implementation() -> str:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kvjax.attention import causal_attention, decode_layer, prefill_layer
-from kvjax.cache import ModelShape, empty_cache
+from kvjax.cache import empty_cache
+from kvjax.model_shape import ModelShape
 from kvjax.policy import Policy
 from kvjax.sharding import Placement
 

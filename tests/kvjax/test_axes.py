@@ -6,7 +6,12 @@ from pathlib import Path
 from kvjax import axes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-EXTRA = {"Q": "G T rows of one matrix, said where it is used", "half": "D / 2 bands", "...": "any axes"}
+EXTRA = {
+    "Q": "G T rows of one matrix, said where it is used",
+    "half": "D / 2 bands",
+    "...": "any axes",
+    "_": "any size",
+}
 
 
 def test_every_letter_is_in_the_glossary():
@@ -16,7 +21,7 @@ def test_every_letter_is_in_the_glossary():
     for folder in ("kvjax", "models", "kernels_pallas"):
         for path in (ROOT / folder).rglob("*.py"):
             for annotation in re.findall(r'(?:Float|Int|Bool|Key)\[Array, "([^"]*)"\]', path.read_text()):
-                used |= set(annotation.split())
+                used |= {name.removeprefix("#") for name in annotation.split()}  # "#K": K, or 1 for all heads
             for equation in re.findall(r'einsum\(\s*f?"([^"]*)"', path.read_text()):
                 used |= set(re.sub(r"[^A-Za-z]", "", equation))
     assert used - {"1"} <= known, used - known

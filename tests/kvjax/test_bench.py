@@ -7,8 +7,6 @@ import pytest
 
 from kvjax import bench
 from kvjax._program import run
-from kvjax.bench import Case, parse_case
-from kvjax.errors import UserError
 
 PEER = """#!{python}
 import json, sys
@@ -71,11 +69,11 @@ def test_a_missing_peer_is_skipped_by_name(program, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "Name one benchmark: decode"),
+        ([], "Name one benchmark: decode, rounds"),
         (["decod"], "Unknown benchmark 'decod'. Did you mean 'decode'?"),
         (["decode", "--against=torch"], "Unknown peer 'torch'"),
         (["decode", "--cases=1"], "The case '1' is not BATCHxCONTEXT"),
-        (["decode", "--policies=fast"], "Unknown policy 'fast'"),
+        (["decode", "--policies=fast"], "Unknown policy term 'fast'"),
         (["decode", "--against=transformers", "--peer_python=/nowhere"], "There is no Python '/nowhere'"),
     ],
 )
@@ -85,8 +83,9 @@ def test_mistakes(program, argv, message):
     assert message in err
 
 
-def test_cases():
-    assert parse_case("8x1024") == Case(8, 1024)
-    for wrong in ("8", "x8", "8x", "0x8", "axb", "8x8x8"):
-        with pytest.raises(UserError, match="BATCHxCONTEXT"):
-            parse_case(wrong)
+def test_rounds_are_measured_in_decode_steps(program):
+    policy = "int8+exact(sinks=1,window=4,round=8)"
+    code, out, err = program("rounds", "--cases=2x30", f"--policies={policy}")
+    assert (code, err) == (0, "")
+    assert "round / step" in out
+    assert "int8+exact" in out

@@ -159,7 +159,7 @@ def test_prefill_of_a_cache_in_use_gives_nan():
 
 def test_refusals_name_what_was_wrong():
     model = tiny_model()
-    with pytest.raises(UserError, match=r"Unknown policy 'fulll'. Did you mean 'full'"):
+    with pytest.raises(UserError, match=r"Unknown policy term 'fulll'. Did you mean 'full'"):
         kvjax.init_cache(model, "fulll", batch=1, max_tokens=4)
     with pytest.raises(UserError, match="batch is 0"):
         kvjax.init_cache(model, batch=0, max_tokens=4)

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.decode_attention.api import IMPLEMENTATIONS, chosen_implementation, decode_attention
-from tests.kernels_pallas.decode_attention.test_reference import inputs
+from kernels_pallas.decode_attention.api import IMPLEMENTATIONS, chosen_implementation
+from tests.kernels_pallas.decode_attention.test_reference import attend, inputs
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -15,14 +15,14 @@ def test_a_named_implementation_equals_the_automatic_one(implementation):
         "query_positions": jnp.full((2, 1), 299),
         "key_positions": jnp.broadcast_to(jnp.arange(300), (2, 300)),
     }
-    named = decode_attention(queries, keys, values=values, implementation=implementation, **where)
-    np.testing.assert_array_equal(named, decode_attention(queries, keys, values=values, **where))
+    named = attend(queries, keys, values=values, implementation=implementation, **where)
+    np.testing.assert_array_equal(named, attend(queries, keys, values=values, **where))
 
 
 def test_an_unknown_implementation_is_refused():
     queries, keys, values = inputs()
     with pytest.raises(ValueError, match="no implementation 'cuda': give one of reference"):
-        decode_attention(
+        attend(
             queries,
             keys,
             values=values,

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.decode_attention import decode_attention
+from kernels_pallas.coded import Coded, pack
+from kernels_pallas.decode_attention import Segment, decode_attention
 from kernels_pallas.decode_attention.reference import block_slots_for
 
 
@@ -20,6 +21,14 @@ def inputs(*, batch=2, tokens=1, slots=300, query_heads=4, kv_heads=2, head_size
         normal(batch, kv_heads, slots, head_size),
         normal(batch, kv_heads, slots, head_size),
     )
+
+
+def attend(queries, keys, *, values, query_positions, key_positions, **rest):
+    """One segment of plain arrays."""
+    segment = Segment.of_arrays(queries, keys, values=values, positions=key_positions)
+    scale = queries.shape[-1] ** -0.5
+    (attended,) = decode_attention((segment,), query_positions=query_positions, scale=scale, **rest)
+    return attended.output
 
 
 def by_loops(queries, keys, values, query_positions, key_positions):
@@ -49,7 +58,7 @@ def test_equals_loops_for_shuffled_positions_and_holes(slots, tokens):
     key_positions = np.stack([generator.permutation(slots) for _ in range(2)]).astype(np.int32)
     key_positions[generator.random((2, slots)) < 0.3] = -1
     query_positions = generator.integers(0, slots, (2, tokens)).astype(np.int32)
-    ours = decode_attention(
+    ours = attend(
         queries,
         keys,
         values=values,
@@ -64,7 +73,7 @@ def test_equals_dot_product_attention(query_heads, kv_heads):
     queries, keys, values = inputs(slots=600, tokens=3, query_heads=query_heads, kv_heads=kv_heads)
     query_positions = jnp.asarray([[597, 598, 599], [10, 11, 12]])
     key_positions = jnp.broadcast_to(jnp.arange(600), (2, 600))
-    ours = decode_attention(queries, keys, values=values, query_positions=query_positions, key_positions=key_positions)
+    ours = attend(queries, keys, values=values, query_positions=query_positions, key_positions=key_positions)
     mask = (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
     witness = jax.nn.dot_product_attention(queries, jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2), mask=mask)
     assert_close(ours, witness)
@@ -78,9 +87,7 @@ def test_a_sink_beside_thousands_of_near_uniform_tokens():
     keys = keys.at[0, 0, 5].set(unit * 4 * np.log(99 * 8192))  # score ln(99 * 8192), so weight about 0.99
     where = np.arange(8193, dtype=np.int32)[None]
     newest = np.asarray([[8192]], np.int32)
-    ours = decode_attention(
-        queries, keys, values=values, query_positions=jnp.asarray(newest), key_positions=jnp.asarray(where)
-    )
+    ours = attend(queries, keys, values=values, query_positions=jnp.asarray(newest), key_positions=jnp.asarray(where))
     # A score of 13.6 is rounded by 1e-6 in float32, and its exponential by 13.6 times as much, relatively.
     assert_close(ours, by_loops(queries, keys, values, newest, where), tolerance=1e-5)
 
@@ -90,17 +97,15 @@ def test_nan_in_empty_slots_changes_nothing():
     positions = np.where(np.arange(520) % 3 == 0, np.arange(520), -1).astype(np.int32)[None].repeat(2, 0)
     empty = jnp.asarray(positions < 0)[:, None, :, None]
     arguments = {"query_positions": jnp.asarray([[400], [519]]), "key_positions": jnp.asarray(positions)}
-    clean = decode_attention(queries, keys, values=values, **arguments)
-    dirty = decode_attention(
-        queries, jnp.where(empty, jnp.nan, keys), values=jnp.where(empty, jnp.nan, values), **arguments
-    )
+    clean = attend(queries, keys, values=values, **arguments)
+    dirty = attend(queries, jnp.where(empty, jnp.nan, keys), values=jnp.where(empty, jnp.nan, values), **arguments)
     np.testing.assert_array_equal(clean, dirty)
 
 
 def test_a_query_that_sees_nothing_gets_zeros():
     queries, keys, values = inputs(tokens=2)
     positions = jnp.full((2, 300), -1)
-    nothing = decode_attention(
+    nothing = attend(
         queries, keys, values=values, query_positions=jnp.asarray([[3, -1], [3, 4]]), key_positions=positions
     )
     np.testing.assert_array_equal(nothing, np.zeros(queries.shape))
@@ -110,12 +115,59 @@ def test_low_precision_accumulates_in_float32():
     queries, keys, values = (array.astype(jnp.bfloat16) for array in inputs(slots=2000))
     positions = np.broadcast_to(np.arange(2000, dtype=np.int32), (2, 2000))
     newest = np.full((2, 1), 1999, np.int32)
-    ours = decode_attention(
+    ours = attend(
         queries, keys, values=values, query_positions=jnp.asarray(newest), key_positions=jnp.asarray(positions)
     )
-    assert ours.dtype == jnp.bfloat16
+    assert ours.dtype == jnp.float32
     exact = by_loops(*(array.astype(jnp.float32) for array in (queries, keys, values)), newest, positions)
     np.testing.assert_allclose(ours.astype(np.float32), exact, rtol=0, atol=2**-8 * np.abs(exact).max())
+
+
+def test_segments_share_one_softmax():
+    """Slots cut into two segments in any way give what one segment gives; weights add up to 1."""
+    queries, keys, values = inputs(slots=600, tokens=3)
+    positions = jnp.broadcast_to(jnp.arange(600), (2, 600))
+    newest = jnp.asarray([[597, 598, 599], [10, 300, -1]])
+    whole = attend(queries, keys, values=values, query_positions=newest, key_positions=positions)
+    parts = [
+        Segment.of_arrays(queries, keys[:, :, cut], values=values[:, :, cut], positions=positions[:, cut])
+        for cut in (slice(430, 600), slice(0, 430))
+    ]
+    attended = decode_attention(tuple(parts), query_positions=newest, scale=0.25)
+    assert_close(sum(one.output for one in attended), whole)
+    weight = sum(one.weight for one in attended)
+    np.testing.assert_allclose(weight, np.broadcast_to((newest >= 0)[..., None], weight.shape), atol=1e-6)
+
+
+def test_codes_with_heads_shared_positions_apart_and_a_bias():
+    """4-bit keys that two heads share, 2-bit values, positions of each head's own, against plain arrays."""
+    generator = np.random.default_rng(3)
+    slots, kv_heads = 520, 2
+    queries = jnp.asarray(generator.normal(size=(2, 1, 4, 16)), jnp.float32)
+    key_codes = generator.integers(-8, 8, (2, 1, slots, 16))
+    value_codes = generator.integers(-2, 2, (2, kv_heads, slots, 16))
+    scales = generator.uniform(0.05, 0.2, (2, 1, slots)).astype(np.float16)
+    positions = np.where(generator.random((2, kv_heads, slots)) < 0.3, -1, np.arange(slots)).astype(np.int32)
+    bias = generator.normal(size=(2, 1, 4)).astype(np.float32)
+    segment = Segment(
+        queries=queries,
+        keys=(Coded(planes=pack(jnp.asarray(key_codes), 4), bits=4, scale=jnp.asarray(scales), shift=0.5),),
+        values=(Coded(planes=pack(jnp.asarray(value_codes), 2), bits=2, levels=(-1.5, -0.5, 0.5, 1.0)),),
+        positions=jnp.asarray(positions),
+        bias=jnp.asarray(bias),
+    )
+    exact = Segment.of_arrays(
+        queries, jnp.zeros((2, 2, 1, 16)), values=jnp.ones((2, 2, 1, 16)), positions=jnp.zeros((2, 1), jnp.int32)
+    )
+    coded, plain = decode_attention((segment, exact), query_positions=jnp.full((2, 1), slots), scale=0.3)
+    keys = (key_codes + 0.5) * scales.astype(np.float64)[..., None]
+    values = np.asarray([-1.5, -0.5, 0.5, 1.0])[value_codes + 2]
+    for b, n in np.ndindex(2, 4):
+        seen = positions[b, n // 2] >= 0
+        scores = 0.3 * (keys[b, 0, seen] @ np.asarray(queries[b, 0, n], np.float64) + bias[b, 0, n])
+        weights = np.exp(scores) / (np.exp(scores).sum() + 1.0)  # the exact slot's score is 0
+        np.testing.assert_allclose(coded.output[b, 0, n], weights @ values[b, n // 2, seen], atol=1e-5)
+        np.testing.assert_allclose(plain.output[b, 0, n], np.full(16, 1 - weights.sum()), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""What a cache takes: stated bits from its codecs, real bytes from its buffers, and the ratios between them."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kvjax.cache import KEY_AXES, KVCache, LayerCache
+
+
+def account(cache: KVCache) -> dict[str, Any]:
+    """Bits and bytes of a cache, for the report.
+
+    Args:
+      cache: a cache on devices.
+
+    Returns:
+      For the whole: `stated_bytes` (what codecs and exact segments say: body slots times the codec's bits with every
+      scale counted, exact slots times the dtype's), `device_bytes` (from buffers: positions and codecs' own arrays
+      included, copies on other devices too), `key_bits` and `value_bits` a number of the body, `ratio_to_dtype` and
+      `ratio_to_bfloat16`: uncompressed bytes of `max_tokens` tokens over device bytes. `layers` holds the same for
+      each layer.
+    """
+    uncompressed = full_cache_bytes(cache)
+    item = jnp.dtype(cache.shape.dtype).itemsize
+    layers = [_layer(cache, layer, uncompressed / len(cache.layers), item) for layer in cache.layers]
+    total = {name: sum(layer[name] for layer in layers) for name in ("stated_bytes", "device_bytes")}
+    bits = {name: float(np.mean([layer[name] for layer in layers])) for name in ("key_bits", "value_bits")}
+    return {
+        **total,
+        **bits,
+        **_ratios(uncompressed, total["device_bytes"], item),
+        "layers": layers,
+    }
+
+
+def _layer(cache: KVCache, layer: LayerCache, uncompressed: int | float, item: int) -> dict[str, Any]:
+    """The account of one layer."""
+    exact, body, shape = layer.exact, layer.body, cache.shape
+    numbers_per_slot = exact.keys.shape[0] * shape.num_kv_heads * shape.head_size
+    bits = [8.0 * item, 8.0 * item]
+    body_slots = 0
+    if body is not None:
+        body_slots = body.num_slots
+        bits = [codec.bits_per_element(arrays) for codec, arrays in zip(body.codecs, body.fitted, strict=True)]
+    stated_bits = numbers_per_slot * (body_slots * sum(bits) + exact.num_slots * 16.0 * item)
+    real = device_bytes(layer)
+    return {
+        "exact_slots": exact.num_slots,
+        "body_slots": body_slots,
+        "key_bits": bits[0],
+        "value_bits": bits[1],
+        "stated_bytes": round(stated_bits / 8),
+        "device_bytes": real,
+        **_ratios(uncompressed, real, item),
+    }
+
+
+def _ratios(uncompressed: int | float, real: int, item: int) -> dict[str, float]:
+    return {"ratio_to_dtype": uncompressed / real, "ratio_to_bfloat16": uncompressed * 2 / item / real}
+
+
+def num_rounds(cache: KVCache) -> int:
+    """Rounds that all rows have had together, those that a prompt took at once included."""
+    if cache.layers[0].body is None:
+        return 0
+    sizes = cache.policy.exact
+    seen = np.asarray(jax.device_get(cache.num_seen), np.int64)
+    beyond = np.maximum(seen - sizes.sinks - sizes.window - sizes.round, 0)
+    return int(np.sum(-(-beyond // sizes.round)))
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that the buffers of a pytree take on all devices together, as the devices report them."""
+    buffers = [shard.data for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
+    return sum(buffer.on_device_size_in_bytes() for buffer in buffers)
+
+
+def full_cache_bytes(cache: KVCache) -> int:
+    """Bytes of `max_tokens` uncompressed keys and values a row, on all devices together, laid out in the same way."""
+    shape, batch = cache.shape, cache.num_seen.shape[0]
+    sizes = (batch, shape.num_kv_heads, cache.max_tokens, shape.head_size)
+    sharding = cache.placement.sharding(KEY_AXES, sizes)
+    shard = sizes if sharding is None else sharding.shard_shape(sizes)
+    copies = 1 if sharding is None else len(sharding.device_set)
+    return 2 * shape.num_layers * copies * math.prod(shard) * jnp.dtype(shape.dtype).itemsize
