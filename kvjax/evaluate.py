@@ -141,6 +141,8 @@ def main(settings: Settings) -> int:
             raise unknown("task", task, TASKS)
     for name, least in (("tokens", 1), ("rows", 1), ("prefix", 1)):
         check_between(f"--{name}", values[name].value, least, 1 << 30)
+    if values["held_out_share"].value is None:  # the model in the tree was trained on all but the ends of its texts
+        values["held_out_share"].value = 1.0 if values["text"].present else 0.02
     check_between("--held_out_share", values["held_out_share"].value, 1e-6, 1.0)
     if values["report"].value:
         check_target(values["report"].value)
@@ -161,7 +163,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("tasks", "ppl", f"What to measure: {', '.join(TASKS)}.", flag_values=values)
     flags.DEFINE_string("policies", policies, "Policies, separated by semicolons.", flag_values=values)
     flags.DEFINE_list("text", default, "Text files; the end of each is used.", flag_values=values)
-    flags.DEFINE_float("held_out_share", 0.02, "Share of each file, its end, that is used.", flag_values=values)
+    help = (
+        "Share of each file, its end, that is used; 0.02 of the texts above, and all of yours, where it is not given."
+    )
+    flags.DEFINE_float("held_out_share", None, help, flag_values=values)
     flags.DEFINE_integer("tokens", 2000, "Tokens that are scored, in all rows together.", flag_values=values)
     flags.DEFINE_integer("rows", 4, "Rows of text, decoded together.", flag_values=values)
     flags.DEFINE_integer("prefix", 512, "Tokens of each row before the scored ones.", flag_values=values)
