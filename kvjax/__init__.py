@@ -2,10 +2,11 @@
 
 from kvjax.accounting import device_bytes
 from kvjax.cache import KVCache
-from kvjax.decoding import compressed_decode, init_cache, prefill
+from kvjax.decoding import compressed_decode, init_cache, pin_prompt, prefill
 from kvjax.errors import UserError
 from kvjax.generation import Generator, generate
-from kvjax.policy import Policy, parse_policy
+from kvjax.grammar import parse_policy
+from kvjax.policy import Policy
 from kvjax.sampling import Sampling
 from kvjax.sharding import make_mesh
 from kvjax.statistics import Statistics
@@ -28,5 +29,6 @@ __all__ = [
     "load_tokenizer",
     "make_mesh",
     "parse_policy",
+    "pin_prompt",
     "prefill",
 ]

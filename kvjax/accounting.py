@@ -1,4 +1,7 @@
-"""What a cache takes: stated bits from its codecs, real bytes from its buffers, and the ratios between them."""
+"""What a cache takes and holds: stated bits from its codecs, real bytes from its buffers, tokens kept and evicted.
+
+Nothing is counted while decoding: what is kept follows from positions, and what is gone from what has been seen.
+"""
 
 import math
 from typing import Any
@@ -21,7 +24,7 @@ def account(cache: KVCache) -> dict[str, Any]:
       scale counted, exact slots times the dtype's), `device_bytes` (from buffers: positions and codecs' own arrays
       included, copies on other devices too), `key_bits` and `value_bits` a number of the body, `ratio_to_dtype` and
       `ratio_to_bfloat16`: uncompressed bytes of `max_tokens` tokens over device bytes. `layers` holds the same for
-      each layer.
+      each layer, and what its selection gathers (`evidence_bytes`, which is in `device_bytes`).
     """
     uncompressed = full_cache_bytes(cache)
     item = jnp.dtype(cache.shape.dtype).itemsize
@@ -43,7 +46,7 @@ def _layer(cache: KVCache, layer: LayerCache, uncompressed: int | float, item: i
     bits = [8.0 * item, 8.0 * item]
     body_slots = 0
     if body is not None:
-        body_slots = body.num_slots
+        body_slots = body.num_slots if body.owners is None else body.num_slots / shape.num_kv_heads
         bits = [codec.bits_per_element(arrays) for codec, arrays in zip(body.codecs, body.fitted, strict=True)]
     stated_bits = numbers_per_slot * (body_slots * sum(bits) + exact.num_slots * 16.0 * item)
     real = device_bytes(layer)
@@ -54,6 +57,7 @@ def _layer(cache: KVCache, layer: LayerCache, uncompressed: int | float, item: i
         "value_bits": bits[1],
         "stated_bytes": round(stated_bits / 8),
         "device_bytes": real,
+        "evidence_bytes": device_bytes(layer.state),
         **_ratios(uncompressed, real, item),
     }
 
@@ -70,6 +74,49 @@ def num_rounds(cache: KVCache) -> int:
     seen = np.asarray(jax.device_get(cache.num_seen), np.int64)
     beyond = np.maximum(seen - sizes.sinks - sizes.window - sizes.round, 0)
     return int(np.sum(-(-beyond // sizes.round)))
+
+
+def held_tokens(cache: KVCache) -> np.ndarray:
+    """Tokens that each row's key/value heads hold, `B L K` int64."""
+    return np.stack([np.sum(positions >= 0, axis=2) for positions in _positions(cache)], axis=1)
+
+
+def num_evicted(cache: KVCache) -> int:
+    """Tokens that all rows, layers and heads together no longer hold."""
+    seen = np.asarray(jax.device_get(cache.num_seen), np.int64)
+    return int(np.sum(seen[:, None, None] - held_tokens(cache)))
+
+
+def kept_positions(cache: KVCache, *, row: int = 0) -> list[list[np.ndarray]]:
+    """The positions that a row holds, ascending: a list of layers of arrays, one a key/value head."""
+    return [[np.sort(head[head >= 0]) for head in positions[row]] for positions in _positions(cache)]
+
+
+def describe_kept(cache: KVCache, *, row: int = 0) -> list[list[str]]:
+    """`kept_positions` in short, for reports: "0-3,17,40-171"."""
+    return [[_ranges(head) for head in layer] for layer in kept_positions(cache, row=row)]
+
+
+def _ranges(positions: np.ndarray) -> str:
+    """Ascending whole numbers as ranges."""
+    runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs if len(run))
+
+
+def _positions(cache: KVCache) -> list[np.ndarray]:
+    """Positions of all slots of each layer as each head sees them, `B K S`, -1 where it holds nothing."""
+    heads, found = cache.shape.num_kv_heads, []
+    for layer in cache.layers:
+        exact = np.asarray(jax.device_get(layer.exact.positions))[:, None]
+        parts = [np.repeat(exact, heads, axis=1)]
+        if layer.body is not None:
+            body = np.asarray(jax.device_get(layer.body.positions))
+            if layer.body.owners is not None:
+                owners = np.asarray(jax.device_get(layer.body.owners))
+                body = np.where(owners == np.arange(heads)[None, :, None], body, -1)
+            parts.append(np.broadcast_to(body, (*parts[0].shape[:2], body.shape[2])))
+        found.append(np.concatenate(parts, axis=2))
+    return found
 
 
 def device_bytes(tree: Any) -> int:

@@ -1,8 +1,8 @@
 """Attention over a cache: the new tokens are written, then read together with what is kept.
 
-Three phases of one formula. `causal_attention` is a plain pass without a cache (training, and the prompt itself);
-`prefill_layer` runs it over a prompt and stores the prompt's keys and values; `decode_layer` appends a few tokens and
-attends over exact segment and body with one softmax. Positions alone say who may see whom.
+`prefill_layer` runs a plain causal pass over a prompt (`kvjax/causal.py`) and stores the prompt's keys and values;
+`decode_layer` appends a few tokens and attends over exact segment and body with one softmax; `observe_layer` gathers
+statistics. Positions alone say who may see whom.
 """
 
 import dataclasses
@@ -10,94 +10,18 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from kvjax import axes
-from kvjax._kernels import Segment, decode_attention
-from kvjax.cache import ExactSegment, LayerCache
-from kvjax.rounds import append, fill
+from kvjax._kernels import Attended, Segment, decode_attention
+from kvjax.cache import ExactSegment, LayerCache, PromptTokens
+from kvjax.causal import add_mass, attention_with_mass, causal_attention
+from kvjax.evidence import Evidence, begin, hear, strength
+from kvjax.filling import fill, last_queries_of, waits
+from kvjax.pages import best_pages
+from kvjax.rounds import append, slot_of
 from kvjax.sharding import Placement
 from kvjax.statistics import LayerStatistics, observe
-
-_PLAIN_TOKENS = 1024  # up to here the blocks of queries are unrolled, and can be differentiated
-_PLAIN_QUERY_BLOCK = 256
-_QUERY_BLOCK = 512
-_MASKED = -1e30
-
-
-def causal_attention(
-    queries: axes.Queries, keys: axes.NewKeys, *, values: axes.NewValues, positions: axes.Positions
-) -> axes.Queries:
-    """Attention of tokens among themselves; each sees those at its own position and before.
-
-    No T x T matrix is laid out. Up to 1,024 tokens, each 256 queries attend over the keys before their end, at half
-    the work of a masked square; beyond, 512 queries at a time walk the keys in blocks.
-
-    Args:
-      queries: `B T N D`, rotated.
-      keys: `B T K D`, rotated.
-      values: `B T K D`.
-      positions: `B T`, ascending along T; -1, on the right, is padding: nobody sees it, and what it gets is
-        finite and means nothing.
-
-    Returns:
-      `B T N D` in the dtype of the queries.
-    """
-    num_tokens = queries.shape[1]
-    if num_tokens <= _PLAIN_TOKENS:
-        return _plain_attention(queries, keys, values=values, positions=positions)
-    cached_keys, cached_values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)  # B K T D
-    padding = -num_tokens % _QUERY_BLOCK
-    padded = jnp.pad(queries, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    padded_positions = jnp.pad(positions, ((0, 0), (0, padding)), constant_values=axes.EMPTY)
-
-    def attend(block: tuple[jax.Array, jax.Array]) -> jax.Array:
-        block_queries, block_positions = block
-        segment = Segment.of_arrays(block_queries, cached_keys, values=cached_values, positions=positions)
-        scale = 1.0 / math.sqrt(queries.shape[-1])
-        (attended,) = decode_attention((segment,), query_positions=block_positions, scale=scale)
-        return attended.output.astype(queries.dtype)
-
-    blocks = jax.lax.map(attend, (_split_tokens(padded), _split_tokens(padded_positions)))
-    return jnp.moveaxis(blocks, 0, 1).reshape(padded.shape)[:, :num_tokens]
-
-
-def _split_tokens(array: jax.Array) -> jax.Array:
-    """`B T ...` -> `blocks B _QUERY_BLOCK ...`."""
-    batch, num_tokens = array.shape[:2]
-    blocks = array.reshape(batch, num_tokens // _QUERY_BLOCK, _QUERY_BLOCK, *array.shape[2:])
-    return jnp.moveaxis(blocks, 1, 0)
-
-
-def _plain_attention(
-    queries: axes.Queries, keys: axes.NewKeys, *, values: axes.NewValues, positions: axes.Positions
-) -> axes.Queries:
-    """Attention by unrolled blocks of queries, each over the keys up to its own end."""
-    num_tokens = queries.shape[1]
-    outputs = []
-    for start in range(0, num_tokens, _PLAIN_QUERY_BLOCK):
-        end = min(start + _PLAIN_QUERY_BLOCK, num_tokens)
-        query, key = positions[:, start:end, None], positions[:, None, :end]
-        bias = jnp.where((key >= 0) & (key <= query), 0.0, _MASKED)
-        outputs.append(_attend_block(queries[:, start:end], keys[:, :end], values[:, :end], bias))
-    return jnp.concatenate(outputs, axis=1)
-
-
-def _attend_block(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
-    """Softmax attention of `B T N D` over `B S K D` with a bias `B T S`, scores and sums in float32."""
-    batch, num_tokens, _, head_size = queries.shape
-    num_kv_heads, num_keys = keys.shape[2], keys.shape[1]
-    grouped = queries.reshape(batch, num_tokens, num_kv_heads, -1, head_size)
-    # The G query heads of a key/value head become rows of one matrix product, Q = G T.
-    rows = jnp.transpose(grouped, (0, 2, 3, 1, 4)).reshape(batch, num_kv_heads, -1, head_size)  # B K Q D
-    scores = jnp.einsum("BKQD,BSKD->BKQS", rows, keys, preferred_element_type=jnp.float32) / math.sqrt(head_size)
-    shape = scores.shape
-    scores = scores.reshape(batch, num_kv_heads, -1, num_tokens, num_keys) + bias[:, None, None]
-    scores = scores.reshape(shape)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    output = jnp.einsum("BKQS,BSKD->BKQD", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    output = (output / total).reshape(batch, num_kv_heads, -1, num_tokens, head_size)  # B K G T D
-    return jnp.transpose(output, (0, 3, 1, 2, 4)).reshape(queries.shape).astype(queries.dtype)
 
 
 def prefill_layer(
@@ -107,6 +31,7 @@ def prefill_layer(
     keys: axes.NewKeys,
     values: axes.NewValues,
     positions: axes.Positions,
+    output: Float[Array, "N D M"],
     placement: Placement,
 ) -> tuple[axes.Queries, LayerCache]:
     """Attention of a prompt over itself, uncompressed, and the empty layer filled with it.
@@ -117,10 +42,68 @@ def prefill_layer(
       keys: `B T K D`, rotated.
       values: `B T K D`.
       positions: `B T`: 0, 1, ..., then -1 past a row's length.
+      output: the block's output projection; only some selections look at it.
       placement: where the arrays live.
     """
-    output = causal_attention(queries, keys, values=values, positions=positions)
-    return output, fill(layer, queries, keys=keys, values=values, positions=positions, placement=placement)
+    tokens = {"values": values, "positions": positions}
+    numbers, state = {}, layer.state
+    mass = None if state is None else state.mass
+    if mass is None or state.selection.replay:
+        attended = causal_attention(queries, keys, **tokens)
+        if mass is not None:
+            numbers[mass] = jnp.zeros((keys.shape[0], keys.shape[2], keys.shape[1]), jnp.float32)
+    else:
+        attended, numbers[mass] = attention_with_mass(queries, keys, **tokens, mass=mass)
+    if state is not None:
+        layer = dataclasses.replace(layer, state=hear(state, queries, positions=positions, shape=layer.site.shape))
+        if "strength" in state.selection.numbers:
+            numbers["strength"] = jnp.swapaxes(strength(values, output), 1, 2)
+    lengths = jnp.sum(positions >= 0, axis=1).astype(jnp.int32)
+    prompt = PromptTokens(
+        keys=jnp.swapaxes(keys, 1, 2),
+        values=jnp.swapaxes(values, 1, 2),
+        positions=positions,
+        numbers=numbers,
+        last_queries=last_queries_of(queries, lengths),
+        replayed=jnp.int32(0),
+    )
+    if waits(layer):
+        return attended, dataclasses.replace(layer, prompt=prompt)
+    return attended, fill(layer, prompt, placement=placement)
+
+
+def replay_layer(
+    layer: LayerCache,
+    queries: axes.Queries,
+    *,
+    keys: axes.NewKeys,
+    values: axes.NewValues,
+    positions: axes.Positions,
+    output: Float[Array, "N D M"],
+    placement: Placement,
+) -> tuple[axes.Queries, LayerCache]:
+    """Attention of a chunk of the prompt, read again behind the whole prompt, which is not stored yet.
+
+    What the chunk's queries give to the prompt's tokens is weighed among the sinks, the chunk's first reading and the
+    second; arguments as above.
+    """
+    del output, placement
+    prompt, sinks = layer.prompt, layer.exact.num_sinks
+    own = Segment.of_arrays(queries, jnp.swapaxes(keys, 1, 2), values=jnp.swapaxes(values, 1, 2), positions=positions)
+    scale = 1.0 / math.sqrt(queries.shape[-1])
+
+    def attended(prompt_positions: jax.Array, mass: str | None) -> tuple[Attended, ...]:
+        first = Segment.of_arrays(queries, prompt.keys, values=prompt.values, positions=prompt_positions)
+        return decode_attention((first, own), query_positions=positions, scale=scale, mass=mass)
+
+    whole = attended(prompt.positions, None)
+    in_chunk = (prompt.positions >= prompt.replayed) & (prompt.positions < prompt.replayed + keys.shape[1])
+    read = in_chunk | (prompt.positions < sinks)
+    mass = layer.state.mass
+    weighed = attended(jnp.where(read, prompt.positions, axes.EMPTY), mass)
+    numbers = {**prompt.numbers, mass: add_mass(mass, prompt.numbers[mass], weighed[0].mass)}
+    layer = dataclasses.replace(layer, prompt=dataclasses.replace(prompt, numbers=numbers))
+    return (whole[0].output + whole[1].output).astype(queries.dtype), layer
 
 
 def decode_layer(
@@ -130,30 +113,78 @@ def decode_layer(
     keys: axes.NewKeys,
     values: axes.NewValues,
     positions: axes.Positions,
+    output: Float[Array, "N D M"],
     placement: Placement,
 ) -> tuple[axes.Queries, LayerCache]:
     """Appends new tokens to a layer that has room and attends over all that it holds; arguments as above."""
     exact = append(layer.exact, keys, values=values, positions=positions, placement=placement)
     layer = dataclasses.replace(layer, exact=exact)
-    return attend(layer, queries, positions=positions), layer
+    if layer.state is not None:
+        layer = _listen(layer, queries, values=values, positions=positions, output=output)
+    return attend(layer, queries, positions=positions)
 
 
-def attend(layer: LayerCache, queries: axes.Queries, *, positions: axes.Positions) -> axes.Queries:
+def _listen(
+    layer: LayerCache,
+    queries: axes.Queries,
+    *,
+    values: axes.NewValues,
+    positions: axes.Positions,
+    output: Float[Array, "N D M"],
+) -> LayerCache:
+    """Evidence with the new queries, and none yet for the new tokens, or what their values alone say."""
+    state = hear(layer.state, queries, positions=positions, shape=layer.site.shape)
+    new = {name: None for name in state.exact}
+    if "strength" in new:
+        new["strength"] = strength(values, output)
+    slots = jnp.where(positions >= 0, slot_of(layer.exact, positions), layer.exact.num_slots)
+    return dataclasses.replace(layer, state=dataclasses.replace(state, exact=begin(state.exact, slots, new)))
+
+
+def attend(layer: LayerCache, queries: axes.Queries, *, positions: axes.Positions) -> tuple[axes.Queries, LayerCache]:
     """Attention of queries over all that a layer holds, one softmax over exact segment and body.
 
     Args:
       layer: the layer.
       queries: `B T N D`, rotated.
       positions: `B T`, theirs; -1 is padding.
+
+    Returns:
+      `B T N D`, and the layer with the masses of its tokens added to, where a selection asked for them.
     """
+    if layer.state is not None and layer.state.pages is not None and queries.shape[1] > 1:
+        return _token_by_token(layer, queries, positions), layer
     scale = 1.0 / math.sqrt(queries.shape[-1])
     segments = (_exact_segment(layer.exact, queries), *_body_segments(layer, queries))
-    attended = decode_attention(segments, query_positions=positions, scale=scale)
+    mass = None if layer.state is None else layer.state.mass
+    attended = decode_attention(segments, query_positions=positions, scale=scale, mass=mass)
     output = attended[0].output
     if layer.body is not None:
         codec, arrays = layer.body.codecs[1], layer.body.arrays(1)
         output = output + codec.finish_output(attended[1].output, attended[1].weight, arrays)
-    return output.astype(queries.dtype)
+    if mass is not None:
+        layer = dataclasses.replace(layer, state=_with_mass(layer.state, mass, attended))
+    return output.astype(queries.dtype), layer
+
+
+def _with_mass(state: Evidence, mass: str, attended: tuple[Attended, ...]) -> Evidence:
+    """Evidence with the masses of these queries added."""
+    exact = {**state.exact, mass: add_mass(mass, state.exact[mass], attended[0].mass)}
+    body = state.body
+    if len(attended) > 1:
+        body = {**body, mass: add_mass(mass, body[mass], attended[1].mass)}
+    return dataclasses.replace(state, exact=exact, body=body)
+
+
+def _token_by_token(layer: LayerCache, queries: axes.Queries, positions: axes.Positions) -> axes.Queries:
+    """Each token reads pages of its own choice, so that a chunk gives what single tokens do."""
+
+    def one(token: tuple[jax.Array, jax.Array]) -> jax.Array:
+        query, position = token
+        return attend(layer, query[:, None], positions=position[:, None])[0][:, 0]
+
+    outputs = jax.lax.map(one, (jnp.swapaxes(queries, 0, 1), positions.T))
+    return jnp.swapaxes(outputs, 0, 1)
 
 
 def _exact_segment(exact: ExactSegment, queries: axes.Queries) -> Segment:
@@ -161,19 +192,31 @@ def _exact_segment(exact: ExactSegment, queries: axes.Queries) -> Segment:
 
 
 def _body_segments(layer: LayerCache, queries: axes.Queries) -> tuple[Segment, ...]:
-    """The body with the queries as its keys want them; nothing where there is no body."""
+    """The body, or its pages that are read, with the queries as its keys want them; nothing where there is none."""
     body = layer.body
     if body is None:
         return ()
     key_codec, value_codec = body.codecs
     prepared, bias = key_codec.prepare_query(queries, body.arrays(0))
+    segment = Segment(
+        queries=prepared,
+        keys=body.keys,
+        values=body.values,
+        positions=body.positions,
+        bias=bias,
+        owners=body.owners,
+        num_kv_heads=layer.site.shape.num_kv_heads,
+    )
+    if layer.state is not None and layer.state.pages is not None:
+        sizes = layer.site.policy.exact
+        tokens = max(layer.state.selection.tokens(layer.site.max_tokens) - sizes.sinks - sizes.window, 0)
+        count = max(tokens // layer.state.selection.page, 1)
+        segment = best_pages(segment, layer.state, queries, count=count)
     return (
-        Segment(
-            queries=prepared,
-            keys=key_codec.readable(body.keys, body.arrays(0)),
-            values=value_codec.readable(body.values, body.arrays(1)),
-            positions=body.positions,
-            bias=bias,
+        dataclasses.replace(
+            segment,
+            keys=key_codec.readable(segment.keys, body.arrays(0)),
+            values=value_codec.readable(segment.values, body.arrays(1)),
         ),
     )
 
@@ -185,9 +228,10 @@ def observe_layer(
     keys: axes.NewKeys,
     values: axes.NewValues,
     positions: axes.Positions,
+    output: Float[Array, "N D M"],
     placement: Placement,
 ) -> tuple[axes.Queries, LayerStatistics]:
     """A plain causal pass that counts its queries, keys and values into statistics."""
-    del placement
-    output = causal_attention(queries, keys, values=values, positions=positions)
-    return output, observe(layer, queries, keys=keys, values=values, positions=positions)
+    del output, placement
+    attended = causal_attention(queries, keys, values=values, positions=positions)
+    return attended, observe(layer, queries, keys=keys, values=values, positions=positions)

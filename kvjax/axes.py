@@ -15,6 +15,9 @@
 | `U` | tokens per round |
 | `R` | numbers that are stored of a vector: the rank, or what a codec makes of D |
 | `C` | groups of channels with a scale each |
+| `f` | bands of RoPE, D / 2 |
+| `w` | last queries that a selection looks at |
+| `p` | pages of a body |
 | `L` | layers |
 | `M` | model width |
 | `F` | feed-forward width |

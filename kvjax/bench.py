@@ -8,6 +8,7 @@ Ours and the peer take turns, case by case and repeat by repeat, so that whateve
 the best repeat of each counts. Weights and cache are float32. Prompts are random, and no token stops a generation.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -22,15 +23,20 @@ from rich.table import Table
 
 from kvjax._program import Settings, run
 from kvjax.accounting import device_bytes
-from kvjax.decoding import compressed_decode, init_cache, prefill
+from kvjax.cache import KVCache
+from kvjax.decoder import read_statistics
+from kvjax.decoding import init_cache, prefill
 from kvjax.errors import UserError, unknown
 from kvjax.folder import find_checkpoint
 from kvjax.generation import Generator
+from kvjax.grammar import parse_policy, split_policies
 from kvjax.peers import PEERS, Case, parse_case, start_peers
-from kvjax.policy import Policy, parse_policy, split_policies
+from kvjax.policy import Policy
 from kvjax.progress import Progress
 from kvjax.report import new_report, write_json
-from kvjax.rounds import room
+from kvjax.rounds import make_room, room
+from kvjax.statistics import Statistics
+from kvjax.timing import run_steps
 from models import load_model
 from models.transformer import Transformer
 
@@ -38,9 +44,9 @@ from models.transformer import Transformer
 class Ours:
     """This library with one policy."""
 
-    def __init__(self, model: Transformer, policy: str):
+    def __init__(self, model: Transformer, policy: str, statistics: Statistics | None):
         self.name = policy
-        self._model = model
+        self._model, self._statistics = model, statistics
         self._made: tuple[Case, Generator] | None = None
         self.cache_bytes = 0
 
@@ -49,9 +55,8 @@ class Ours:
         if self._made is None or self._made[0] != case:
             self._made = None  # frees the last case's cache first
             room = case.context + new_tokens
-            generator = Generator(
-                self._model, policy=self.name, batch=case.batch, max_tokens=room, steps_per_dispatch=new_tokens
-            )
+            sizes = {"batch": case.batch, "max_tokens": room, "steps_per_dispatch": new_tokens}
+            generator = Generator(self._model, policy=self.name, statistics=self._statistics, **sizes)
             self._made = case, generator
         generator = self._made[1]
         vocab_size = self._model.cache_shape.vocab_size
@@ -69,11 +74,12 @@ def bench_decode(settings: Settings) -> dict[str, Any]:
     new_tokens, repeats = values["new_tokens"].value, values["repeats"].value
     policies = [str(parse_policy(policy)) for policy in split_policies(values["policies"].value)]
     model = load_model(folder, dtype="float32")
+    statistics = read_statistics(values["statistics"].value, folder, model)
     report = new_report("kvjax.bench decode", config=_flag_values(values), policy=",".join(policies))
     rows = []
     peers = start_peers(values["against"].value, values["peer_python"].value, folder)
     try:
-        contenders = [*(Ours(model, policy) for policy in policies), *peers]
+        contenders = [*(Ours(model, policy, statistics) for policy in policies), *peers]
         with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
             for case in cases:
                 rows += _measure(case, contenders, new_tokens=new_tokens, repeats=repeats)
@@ -121,6 +127,7 @@ _COLUMNS = {
         "ms/step": lambda row: f"{1000 * row['seconds_per_step']:.3f}",
         "ms/round": lambda row: f"{1000 * row['seconds_per_round']:.3f}",
         "round / step": lambda row: f"{row['steps_per_round']:.2f}",
+        "share of time": lambda row: f"{row['share_of_time']:.2%}",
     },
 }
 """What is shown of each benchmark's rows."""
@@ -140,42 +147,66 @@ def print_table(report: dict[str, Any]) -> None:
 def bench_rounds(settings: Settings) -> dict[str, Any]:
     """Times decode steps with a round in them and steps without; returns the report."""
     values = settings.flags
-    model = load_model(find_checkpoint(values["model"].value), dtype="float32")
+    folder = find_checkpoint(values["model"].value)
+    model = load_model(folder, dtype="float32")
+    statistics = read_statistics(values["statistics"].value, folder, model)
     policies = [parse_policy(policy) for policy in split_policies(values["policies"].value)]
     cases = [parse_case(text) for text in values["cases"].value]
     report = new_report("kvjax.bench rounds", config=_flag_values(values), policy=values["policies"].value)
     rows = []
     with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
         for case in cases:
-            rows += [_measure_rounds(model, policy, case, repeats=values["repeats"].value) for policy in policies]
+            repeats = values["repeats"].value
+            rows += [
+                _measure_rounds(model, policy, case, statistics=statistics, repeats=repeats) for policy in policies
+            ]
             progress.advance(1)
     return {**report, "rows": rows}
 
 
-def _measure_rounds(model: Transformer, policy: Policy, case: Case, *, repeats: int) -> dict[str, Any]:
-    """One policy: after the context, steps through `repeats` + 1 rounds; the first round is not counted."""
+@functools.partial(jax.jit, donate_argnames="cache")
+def _one_round(cache: KVCache) -> KVCache:
+    """A round in the rows that are due."""
+    return make_room(cache, jnp.ones(cache.num_seen.shape, jnp.bool_))
+
+
+def _measure_rounds(
+    model: Transformer, policy: Policy, case: Case, *, statistics: Statistics | None, repeats: int
+) -> dict[str, Any]:
+    """One policy, after the context: the steps up to each round in one compiled loop, then the round alone.
+
+    What calling a compiled function costs is taken off the round: the same call is timed when nothing is due.
+    """
     sizes = policy.exact
-    to_first = max(sizes.sinks + sizes.window + sizes.round - case.context, 0)
-    steps = to_first + (repeats + 1) * sizes.round
-    cache = init_cache(model, policy, batch=case.batch, max_tokens=case.context + steps)
+    steps = sizes.sinks + sizes.window + sizes.round + (repeats + 2) * sizes.round
+    cache = init_cache(model, policy, batch=case.batch, max_tokens=case.context + steps, statistics=statistics)
     tokens = np.random.default_rng(0).integers(0, model.cache_shape.vocab_size, (case.batch, case.context))
     _, cache = prefill(model, cache, jnp.asarray(tokens, jnp.int32))
-    token = jnp.zeros((case.batch, 1), jnp.int32)
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(steps):
-        has_round = bool(np.any(np.asarray(room(cache)) == 0))
+    seconds: dict[str, list[float]] = {"step": [], "round": [], "call": []}
+
+    def timed(name: str, function: Callable, *arguments: Any) -> KVCache:
         since = time.perf_counter()
-        _, cache = jax.block_until_ready(compressed_decode(model, cache, token))
-        seconds[has_round].append(time.perf_counter() - since)
-    step, with_round = float(np.median(seconds[False])), float(np.median(seconds[True][1:]))
+        cache = jax.block_until_ready(function(*arguments))
+        seconds[name].append(time.perf_counter() - since)
+        return cache
+
+    for _ in range(repeats + 1):
+        count = int(np.asarray(room(cache))[0])
+        cache = timed("step", run_steps, model, cache, jnp.int32(count))
+        seconds["step"][-1] /= max(count, 1)
+        cache = timed("round", _one_round, cache)
+        cache = timed("call", _one_round, cache)
+    step, with_round, call = (float(np.median(seconds[name][1:])) for name in ("step", "round", "call"))
+    spent = with_round - call
     return {
         "case": str(case),
         "name": str(policy),
         "batch": case.batch,
         "context": case.context,
         "seconds_per_step": step,
-        "seconds_per_round": with_round - step,
-        "steps_per_round": (with_round - step) / step,
+        "seconds_per_round": spent,
+        "steps_per_round": spent / step,
+        "share_of_time": spent / (spent + sizes.round * step),
         "cache_bytes": device_bytes(cache.layers),
     }
 
@@ -209,6 +240,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "policies", "full", "Policies, separated by semicolons; the first is the base.", flag_values=values
     )
+    flags.DEFINE_string("statistics", "", "File of statistics; those beside the weights if empty.", flag_values=values)
     flags.DEFINE_list("cases", cases, "BATCHxCONTEXT, comma-separated.", flag_values=values)
     flags.DEFINE_integer("new_tokens", 64, "Decode steps of each repeat.", flag_values=values)
     flags.DEFINE_integer("repeats", 3, "How often each is measured; the best counts.", flag_values=values)

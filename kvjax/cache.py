@@ -9,8 +9,10 @@
           positions [B S]          -1 = empty slot
         body     Body              all tokens between, coded; None where the exact segment holds every token
           keys, values             parts, `B K S...` (kernels_pallas/coded.py)
-          positions [B 1 S]        [B K S] where heads keep different tokens; ascending, -1 = empty slot
-        state    None              owned by the selection (policies that evict)
+          positions [B 1 S]        [B K S] where heads keep different tokens; -1 = empty slot
+          owners    [B 1 S]        only where heads share one pool of slots: the head that a slot belongs to
+        state    Evidence          what the selection gathers (kvjax/evidence.py); None without one
+      num_pinned [B]               tokens of the prompt that stay, whatever their score
 
 There is no length, mask or validity array: all three follow from positions. What lies in an empty slot cannot matter.
 A cache is an argument and a result, never a module's variable; every update returns a new one, and the compiled steps
@@ -22,14 +24,12 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from kvjax import axes
 from kvjax.codec import Codec
 from kvjax.model_shape import ModelShape
-from kvjax.policy import Policy
+from kvjax.policy import BodyPlan, Policy
 from kvjax.sharding import Placement
-from kvjax.stages.facts import Arrays, LayerFacts
+from kvjax.stages.facts import Arrays
 
 KEY_AXES = "B K S D"
 
@@ -70,7 +70,7 @@ class ExactSegment:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("keys", "values", "positions", "fitted", "chosen"),
+    data_fields=("keys", "values", "positions", "owners", "fitted", "chosen"),
     meta_fields=("codecs",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,9 @@ class Body:
     Attributes:
       keys: parts, `B K S...`.
       values: parts.
-      positions: `B 1 S` int32, ascending along S up to the -1 of empty slots; `B K S` where heads differ.
+      positions: `B 1 S` int32, ascending along S up to the -1 of empty slots, where all tokens stay; `B K S` where a
+        selection keeps some of them, in any order.
+      owners: None; `B 1 S` int32 in a pool that heads share, each slot's head.
       fitted: arrays of the two codecs that belong to the layer, without a batch axis.
       chosen: arrays that a row's first stored tokens settled, `B K ...`; without meaning while the row's body is empty.
       codecs: of keys and of values, fitted (static).
@@ -89,6 +91,7 @@ class Body:
     keys: Any
     values: Any
     positions: Any
+    owners: Any
     fitted: tuple[Arrays, Arrays]
     chosen: tuple[Arrays, Arrays]
     codecs: tuple[Codec, Codec]
@@ -103,10 +106,29 @@ class Body:
         return {**self.fitted[index], **self.chosen[index]}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Site:
+    """Which layer a cache is of, and what it is to hold.
+
+    Attributes:
+      index: of the layer.
+      shape: of the model.
+      policy: of the cache.
+      plan: sizes of the layer's body.
+      max_tokens: of the cache.
+    """
+
+    index: int
+    shape: ModelShape
+    policy: Policy
+    plan: BodyPlan
+    max_tokens: int
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("exact", "body", "state"),
-    meta_fields=(),
+    data_fields=("exact", "body", "state", "prompt"),
+    meta_fields=("site",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerCache:
@@ -115,17 +137,21 @@ class LayerCache:
     Attributes:
       exact: tokens in the model's dtype.
       body: coded tokens, or None.
-      state: whatever the selection carries from step to step, or None.
+      state: `Evidence` of the selection, or None.
+      prompt: `PromptTokens` while a prefill waits for other layers before it stores them; None at all other times.
+      site: which layer it is (static).
     """
 
     exact: Any
+    site: Site
     body: Any = None
     state: Any = None
+    prompt: Any = None
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("layers", "num_seen"),
+    data_fields=("layers", "num_seen", "num_pinned"),
     meta_fields=("policy", "shape", "max_tokens", "placement"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +161,7 @@ class KVCache:
     Attributes:
       layers: one `LayerCache` a layer; capacities may differ.
       num_seen: `B` int32, tokens seen by each sequence.
+      num_pinned: `B` int32, tokens from the sequence's start that are never evicted (`prompt(...)` in the policy).
       policy: what is kept (static).
       shape: facts of the model (static).
       max_tokens: tokens that a sequence may see in all (static).
@@ -143,155 +170,37 @@ class KVCache:
 
     layers: Any
     num_seen: Any
+    num_pinned: Any
     policy: Policy
     shape: ModelShape
     max_tokens: int
     placement: Placement
 
 
-Fitted = tuple[tuple[Arrays, Arrays], ...]
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("keys", "values", "positions", "numbers", "last_queries", "replayed"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptTokens:
+    """A whole prompt, uncompressed, that a layer has yet to store.
 
-
-@functools.lru_cache(maxsize=8)  # every batch of a run asks for the same
-def fit_codecs(
-    shape: ModelShape, policy: Policy, placement: Placement, statistics: Any
-) -> tuple[tuple[tuple[Codec, Codec], ...], Fitted]:
-    """The codecs of each layer and their fitted arrays, on the host.
-
-    Raises:
-      UserError: the model does not suit the policy, or it needs statistics and there are none.
+    Attributes:
+      keys: `B K T D`, rotated.
+      values: `B K T D`.
+      positions: `B T`; -1 on the right is padding.
+      numbers: evidence gathered for its tokens, name -> `B K T` float32.
+      last_queries: the prompt's last ones, zeros where a row has fewer, `B 32 N D`; codecs may look at them.
+      replayed: position of the first token that is being read again, scalar int32.
     """
-    device = placement.mesh.devices.flat[0] if placement.mesh is not None else _default_device()
-    codecs, fitted = [], []
-    for layer in range(shape.num_layers):
-        pair = []
-        for codec in policy.codecs(layer, shape.num_layers):
-            facts = LayerFacts(
-                shape=shape,
-                layer=layer,
-                role=codec.role,
-                statistics=None if statistics is None else statistics.layers[layer],
-            )
-            pair.append(codec.fit(facts, device=device))
-        codecs.append(tuple(codec for codec, _ in pair))
-        fitted.append(tuple(arrays for _, arrays in pair))
-    return tuple(codecs), tuple(fitted)
 
-
-def _default_device() -> jax.Device:
-    return jax.local_devices()[0]
-
-
-def empty_cache(
-    shape: ModelShape,
-    *,
-    policy: Policy,
-    batch: int,
-    max_tokens: int,
-    placement: Placement = Placement(),
-    statistics: Any = None,
-) -> KVCache:
-    """An empty cache, on the device(s) of `placement`.
-
-    Args:
-      shape: facts of the model.
-      policy: what is kept.
-      batch: B, sequences.
-      max_tokens: tokens, prompt and new ones together, that a sequence may see.
-      placement: where the arrays live.
-      statistics: of the model (`kvjax.load_statistics`), for codecs that need them.
-
-    Raises:
-      UserError: the model does not suit the policy, or it needs statistics and there are none.
-    """
-    codecs, fitted = fit_codecs(shape, policy, placement, statistics)
-    return _build(fitted, shape, policy, codecs, batch, max_tokens, placement)
-
-
-@functools.lru_cache(maxsize=8)  # on a mesh it compiles, and a run asks for the same few caches again and again
-def abstract_cache(
-    shape: ModelShape,
-    *,
-    policy: Policy,
-    batch: int,
-    max_tokens: int,
-    placement: Placement = Placement(),
-    statistics: Any = None,
-) -> KVCache:
-    """The same as shapes and shardings only, for compiling without memory; the devices need not be there."""
-    codecs, fitted = fit_codecs(shape, policy, placement, statistics)
-    lowered = _build.lower(fitted, shape, policy, codecs, batch, max_tokens, placement)
-    shardings = lowered.compile().output_shardings if placement.mesh is not None else None
-    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lowered.out_info)
-    if shardings is None:
-        return described
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), described, shardings
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))  # compiled: no device ever holds more than its part
-def _build(
-    fitted: Fitted,
-    shape: ModelShape,
-    policy: Policy,
-    codecs: tuple[tuple[Codec, Codec], ...],
-    batch: int,
-    max_tokens: int,
-    placement: Placement,
-) -> KVCache:
-    body_slots = policy.body_slots(max_tokens)
-    layers = tuple(
-        LayerCache(
-            exact=_empty_exact(shape, policy, batch, max_tokens, placement),
-            body=_empty_body(pair, arrays, batch, body_slots, placement) if body_slots else None,
-        )
-        for pair, arrays in zip(codecs, fitted, strict=True)
-    )
-    return KVCache(
-        layers=layers,
-        num_seen=placement.constrain(jnp.zeros((batch,), jnp.int32), "B"),
-        policy=policy,
-        shape=shape,
-        max_tokens=max_tokens,
-        placement=placement,
-    )
-
-
-def _empty_exact(shape: ModelShape, policy: Policy, batch: int, max_tokens: int, placement: Placement) -> ExactSegment:
-    """All slots empty; a plain ring of `max_tokens` where these fit without a body."""
-    sizes = policy.exact
-    has_body = policy.body_slots(max_tokens) > 0
-    num_slots = sizes.sinks + sizes.window + sizes.round if has_body else max_tokens
-    zeros = jnp.zeros((batch, shape.num_kv_heads, num_slots, shape.head_size), jnp.dtype(shape.dtype))
-    return ExactSegment(
-        keys=placement.constrain(zeros, KEY_AXES),
-        values=placement.constrain(zeros, KEY_AXES),
-        positions=placement.constrain(jnp.full((batch, num_slots), axes.EMPTY, jnp.int32), "B S"),
-        num_sinks=sizes.sinks if has_body else 0,
-        round_tokens=sizes.round,
-    )
-
-
-def _empty_body(
-    codecs: tuple[Codec, Codec], fitted: tuple[Arrays, Arrays], batch: int, num_slots: int, placement: Placement
-) -> Body:
-    """All slots empty."""
-    parts, chosen = [], []
-    for codec, arrays in zip(codecs, fitted, strict=True):
-        layout = codec.layout(arrays, batch=batch, num_slots=num_slots)
-        stored, picked = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), layout)
-        parts.append(place_heads(stored, placement))
-        chosen.append(place_heads(picked, placement))
-    positions = jnp.full((batch, 1, num_slots), axes.EMPTY, jnp.int32)
-    return Body(
-        keys=parts[0],
-        values=parts[1],
-        positions=place_heads(positions, placement),
-        fitted=jax.tree.map(jnp.asarray, fitted),
-        chosen=(chosen[0], chosen[1]),
-        codecs=codecs,
-    )
+    keys: Any
+    values: Any
+    positions: Any
+    numbers: Any
+    last_queries: Any
+    replayed: Any = 0
 
 
 def place_heads(tree: Any, placement: Placement) -> Any:

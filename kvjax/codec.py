@@ -80,6 +80,17 @@ class Codec:
         """Neighbouring slots that share one unit: 1 for codecs that work token by token."""
         return 1 if self.quantiser is None else self.quantiser.granule
 
+    @property
+    def stored_heads(self) -> int:
+        """Neighbouring heads whose numbers are stored as one."""
+        return 1 if self.linear is None else self.linear.heads
+
+    @property
+    def mixes_heads(self) -> bool:
+        """Whether a stored slot can only be read by one who knows which head it is."""
+        turned = self.before_rope and (self.linear is not None or self.mean != "none")
+        return self.stored_heads > 1 or turned
+
     def fit(self, facts: LayerFacts, *, device: jax.Device | None = None) -> tuple["Codec", Arrays]:
         """The codec for one layer and device, with its fitted arrays.
 
@@ -133,10 +144,10 @@ class Codec:
             numbers = forward(numbers, self.linear.matrix(arrays), heads=self.linear.heads)
         return self.quantiser.encode(numbers)
 
-    def decode(self, parts: Parts, *, positions: Int[Array, "B S"], arrays: Arrays) -> Float[Array, "B K S D"]:
-        """What the stored parts stand for; attention never needs it."""
+    def decode(self, parts: Parts, *, positions: Int[Array, "B #K S"], arrays: Arrays) -> Float[Array, "B K S D"]:
+        """What the stored parts stand for; attention never needs it, selections do."""
         if self.before_rope:
-            return read_parts(self.readable(parts, arrays), positions[:, None])
+            return read_parts(self.readable(parts, arrays), positions)
         numbers = self.quantiser.collapse(read_parts(parts))
         if self.linear is not None:
             numbers = backward(numbers, self.linear.matrix(arrays), heads=self.linear.heads)

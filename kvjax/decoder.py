@@ -8,12 +8,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kvjax.accounting import account, device_bytes, full_cache_bytes, num_rounds
-from kvjax.cache import fit_codecs
+from kvjax.accounting import (
+    account,
+    describe_kept,
+    device_bytes,
+    full_cache_bytes,
+    held_tokens,
+    num_evicted,
+    num_rounds,
+)
+from kvjax.empty import fit_policy
 from kvjax.errors import UserError
 from kvjax.folder import find_checkpoint, find_file, read_json
 from kvjax.generation import Generator, check_prompt
-from kvjax.policy import parse_policy
+from kvjax.grammar import parse_policy
 from kvjax.progress import status
 from kvjax.prompts import Prompt, check_text
 from kvjax.report import new_report
@@ -51,13 +59,13 @@ class Decoder:
                 raise UserError(f"config.{name} is {config[name]}; it must be at least 1.")
         since = time.monotonic()
         self.tokenizer, self.model = load_configured(config, quiet=quiet)
-        self._statistics = read_statistics(config, self.model)
-        fit_codecs(self.model.cache_shape, self.policy, self.model.placement, self._statistics)  # or says why not
+        self._statistics = read_statistics(config.statistics, folder, self.model)
+        fit_policy(self.model.cache_shape, self.policy, self.model.placement, self._statistics)  # or says why not
         self.load_seconds = time.monotonic() - since
         self.stop_tokens = self.tokenizer.stop_tokens if config.stop_at_end else ()
         self._generators: dict[tuple[int, int], Generator] = {}
         self._totals = {name: 0.0 for name in ("compile_seconds", "prefill_seconds", "decode_seconds")}
-        self._counts = {"prompt_tokens": 0, "new_tokens": 0, "decode_tokens": 0, "rounds": 0}
+        self._counts = {"prompt_tokens": 0, "new_tokens": 0, "decode_tokens": 0, "rounds": 0, "evicted": 0}
         self._cache: dict[str, Any] = {}
         self._bytes: dict[str, int | None] = {"cache_bytes": None, "full_cache_bytes": None}
 
@@ -74,7 +82,7 @@ class Decoder:
         new, room = self._config.max_new_tokens, self._config.max_tokens
         shape = self.model.cache_shape
         limit = len(tokens) + new if room is None else room
-        check_prompt(tokens, name=name, shape=shape, max_tokens=limit, max_new_tokens=new)
+        check_prompt(tokens, name=name, shape=shape, max_tokens=limit, max_new_tokens=new, policy=self.policy)
         return tokens
 
     def replies(self, prompt: Prompt) -> bool:
@@ -112,7 +120,10 @@ class Decoder:
         self._counts["decode_tokens"] += num_new - len(prompts)  # the first of each row comes with the prefill
         cache, generator.cache = generator.cache, None  # freed: the next batch may need another shape
         self._counts["rounds"] += num_rounds(cache)
-        self._cache = account(cache)
+        self._counts["evicted"] += num_evicted(cache)
+        self._cache = {**account(cache), "held_tokens": held_tokens(cache)[: len(prompts)].mean(axis=0).tolist()}
+        if self.policy.evicts:
+            self._cache["kept_positions"] = describe_kept(cache)  # of the first row
         self._bytes = {"cache_bytes": device_bytes(cache.layers), "full_cache_bytes": full_cache_bytes(cache)}
 
     def _generator(self, prompts: Sequence[list[int]], batch: int) -> Generator:
@@ -155,18 +166,19 @@ class Decoder:
             **self._totals,
             "tokens_per_second": self._tokens_per_second,
             "rounds": self._counts["rounds"],
-            "evicted": 0,  # no policy drops tokens yet
+            "evicted": self._counts["evicted"],  # tokens, each layer and key/value head counted
             "cache": self._cache,  # of the last batch
         }
 
     def summary(self) -> str:
         """What was decoded so far in one line, for people."""
         counts, totals, size, speed = self._counts, self._totals, self._bytes, self._tokens_per_second
+        evicted = f", {counts['evicted']:,} evicted over layers and heads" if self.policy.evicts else ""
         return (
             f"{counts['prompt_tokens']} prompt + {counts['new_tokens']} new tokens, "
             f"{f'{speed:,.0f}' if speed else 'no'} tokens/s, prefill {totals['prefill_seconds']:.2f} s, "
             f"compilation {totals['compile_seconds']:.1f} s; cache {size['cache_bytes']:,} bytes ({self.policy}), "
-            f"uncompressed {size['full_cache_bytes']:,}"
+            f"uncompressed {size['full_cache_bytes']:,}{evicted}"
         )
 
 
@@ -180,12 +192,22 @@ def load_configured(config: ConfigDict, *, quiet: bool = False) -> tuple[Tokeniz
         return tokenizer, load_model(folder, mesh=mesh, dtype=config.dtype)
 
 
-def read_statistics(config: ConfigDict, model: Transformer) -> Statistics | None:
-    """The statistics that the config names, checked against the model; None if it names none."""
-    if not config.statistics:
-        return None
-    advice = "Write it with python -m kvjax.calibrate, or check the path."
-    return load_statistics(find_file(config.statistics, "statistics file", advice=advice), model.cache_shape)
+def read_statistics(path: str | None, folder: Path, model: Transformer) -> Statistics | None:
+    """Statistics of a model, checked against it.
+
+    Args:
+      path: the file that a config or a flag names; empty for the one that lies beside the weights.
+      folder: the checkpoint's; may hold a `statistics.safetensors`.
+      model: the model.
+
+    Returns:
+      The statistics; None where none are named and none lie beside the weights.
+    """
+    if path:
+        advice = "Write it with python -m kvjax.calibrate, or check the path."
+        return load_statistics(find_file(path, "statistics file", advice=advice), model.cache_shape)
+    beside = folder / "statistics.safetensors"
+    return load_statistics(beside, model.cache_shape) if beside.is_file() else None
 
 
 def read_sampling(config: ConfigDict, folder: Path) -> Sampling:

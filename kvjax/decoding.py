@@ -15,12 +15,16 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from kvjax import axes
-from kvjax.cache import KVCache, LayerCache, empty_cache
+from kvjax.cache import KVCache, LayerCache
+from kvjax.empty import empty_cache
 from kvjax.errors import UserError
+from kvjax.filling import settle
+from kvjax.grammar import parse_policy
 from kvjax.model_shape import ModelShape
-from kvjax.policy import Policy, parse_policy
+from kvjax.policy import Policy
 from kvjax.rounds import make_room, new_positions, room
 from kvjax.sharding import Placement
 from kvjax.statistics import Statistics
@@ -107,7 +111,8 @@ def prefill(
 
     Returns:
       The logits after each row's last token, `B V` float32, and the cache. A row that had seen tokens before gets
-      NaN: go on with `compressed_decode`, which takes any number of tokens.
+      NaN: go on with `compressed_decode`, which takes any number of tokens. So does a row whose prompt is longer than
+      what the policy has room to pin (`Policy.most_pinned`).
 
     Raises:
       UserError: T exceeds the cache's `max_tokens`, or B is not its batch.
@@ -116,9 +121,32 @@ def prefill(
     lengths = _full_lengths(tokens) if lengths is None else lengths.astype(jnp.int32)
     was_empty = (cache.num_seen == 0)[:, None]
     hidden, cache = _forward(params, cache, tokens, lengths=lengths, phase="prefill")
+    pinned = _pinned(cache, lengths)
+    cache = dataclasses.replace(cache, num_pinned=cache.placement.constrain(pinned, "B"))
+    cache = settle(_replay(params, cache, tokens, lengths))
     last = jnp.maximum(lengths - 1, 0)[:, None, None]  # B 1 1
     last_hidden = jnp.take_along_axis(hidden, last, axis=1)  # B 1 M
-    return jnp.where(was_empty, params.logits(last_hidden)[:, 0], jnp.nan), cache
+    right = was_empty & ~_exceeds_pins(cache)[:, None]
+    return jnp.where(right, params.logits(last_hidden)[:, 0], jnp.nan), cache
+
+
+def pin_prompt(cache: KVCache, lengths: axes.Lengths) -> KVCache:
+    """Keeps the first tokens of each row for ever, for prompts that come in chunks; `prefill` does it by itself.
+
+    Args:
+      cache: whose policy pins prompts (`prompt(...)`), before the tokens come.
+      lengths: `B` int32, tokens of each row's prompt.
+
+    Raises:
+      UserError: the policy pins no prompts, or a row's prompt is longer than what it can pin.
+    """
+    most = cache.policy.most_pinned(shape=cache.shape, max_tokens=cache.max_tokens)
+    if most is None:
+        raise UserError(f"The policy '{cache.policy}' pins no prompts: add prompt(N), N the longest of them.")
+    longest = int(jnp.max(lengths))
+    if longest > most:
+        raise UserError(f"A prompt of {longest} tokens is longer than what '{cache.policy}' can pin: {most}.")
+    return dataclasses.replace(cache, num_pinned=cache.placement.constrain(lengths.astype(jnp.int32), "B"))
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -196,6 +224,39 @@ def _forward(
     hidden, layers = params(tokens, positions=positions, layers=cache.layers, phase=phase)
     num_seen = cache.placement.constrain(cache.num_seen + lengths, "B")
     return hidden, dataclasses.replace(cache, layers=layers, num_seen=num_seen)
+
+
+def _replay(params: LanguageModel, cache: KVCache, tokens: axes.Tokens, lengths: axes.Lengths) -> KVCache:
+    """Reads a prompt again, chunk by chunk, where the selection wants it; nothing is stored of the second reading."""
+    selection = cache.policy.selection
+    if selection is None or not selection.replay or any(layer.prompt is None for layer in cache.layers):
+        return cache
+    chunk = min(selection.replay, tokens.shape[1])
+    count = -(-tokens.shape[1] // chunk)
+    padded = jnp.pad(tokens, ((0, 0), (0, count * chunk - tokens.shape[1])))
+    offsets = jnp.arange(chunk, dtype=jnp.int32)[None]
+
+    def step(index: jax.Array, layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
+        start = index * chunk
+        piece = jax.lax.dynamic_slice_in_dim(padded, start, chunk, axis=1)
+        positions = jnp.where(start + offsets < lengths[:, None], lengths[:, None] + offsets, axes.EMPTY)
+        marked = tuple(
+            dataclasses.replace(layer, prompt=dataclasses.replace(layer.prompt, replayed=start)) for layer in layers
+        )
+        return params(piece, positions=positions, layers=marked, phase="replay")[1]
+
+    return dataclasses.replace(cache, layers=jax.lax.fori_loop(0, count, step, cache.layers))
+
+
+def _pinned(cache: KVCache, lengths: axes.Lengths) -> axes.Lengths:
+    """Tokens of each prompt that stay for ever."""
+    return jnp.zeros_like(lengths) if cache.policy.prompt is None else lengths
+
+
+def _exceeds_pins(cache: KVCache) -> Bool[Array, "B"]:
+    """Rows whose prompt is longer than what the cache can pin."""
+    most = cache.policy.most_pinned(shape=cache.shape, max_tokens=cache.max_tokens)
+    return jnp.zeros(cache.num_pinned.shape, jnp.bool_) if most is None else cache.num_pinned > most
 
 
 def _full_lengths(tokens: axes.Tokens) -> axes.Lengths:

@@ -4,7 +4,8 @@
     python -m kvjax.evaluate --config=configs/qwen3_tpu.py --text=book.txt --policies=... --report=table.json
 
 Tasks:
-  ppl   perplexity of held-out text, and the divergence of every next-token distribution from the uncompressed cache's
+  ppl   perplexity of held-out text, and the divergence of every next-token distribution from the uncompressed cache's;
+        beside it the cache's bytes and the speed of decoding with it
 
 `full` always runs first: the others are compared with it. Policies are separated by semicolons, or by commas outside
 parentheses. Rows are written to the report as they come, so an interrupted run keeps what it finished.
@@ -20,22 +21,26 @@ from rich.console import Console
 from rich.table import Table
 
 from kvjax._program import Settings, run
-from kvjax.accounting import account, full_cache_bytes
-from kvjax.cache import fit_codecs
+from kvjax.accounting import account, full_cache_bytes, num_evicted
 from kvjax.corpus import read_documents
 from kvjax.decoder import load_configured, read_statistics
+from kvjax.empty import fit_policy
 from kvjax.errors import UserError, check_between, unknown
-from kvjax.folder import find_file
+from kvjax.folder import find_checkpoint, find_file
+from kvjax.grammar import parse_policy, split_policies
 from kvjax.perplexity import Scores, compare, score
-from kvjax.policy import Policy, parse_policy, split_policies
+from kvjax.policy import Policy
 from kvjax.progress import Progress
 from kvjax.report import check_target, new_report, write_json
 from kvjax.text import Tokenizer
+from kvjax.timing import seconds_per_step
 
 TASKS = ("ppl",)
 
 _RECORDED = ("tasks", "text", "held_out_share", "tokens", "rows", "prefix")
 """Flags that decide the numbers."""
+
+_TIMED_STEPS = 128  # one round in them, where rounds are of the default size
 
 _COLUMNS = {
     "policy": "{}",
@@ -47,8 +52,12 @@ _COLUMNS = {
     "kl_mean": "{:.5f}",
     "kl_p999": "{:.3f}",
     "top1_agreement": "{:.2%}",
+    "tokens_per_second": "{:,.0f}",
 }
-_TITLES = ("policy", "key bits", "value bits", "times smaller", "perplexity", "change", "KL", "KL p99.9", "top-1")
+_TITLES = (
+    *("policy", "key bits", "value bits", "times smaller", "perplexity", "change"),
+    *("KL", "KL p99.9", "top-1", "tokens/s"),
+)
 
 
 def text_rows(
@@ -90,22 +99,28 @@ def evaluate_perplexity(settings: Settings, policies: list[Policy], report: dict
         num_rows=values["rows"].value,
         row_tokens=values["prefix"].value + -(-values["tokens"].value // values["rows"].value),
     )
-    statistics = read_statistics(config, model)
+    statistics = read_statistics(config.statistics, find_checkpoint(config.model), model)
     for policy in policies:  # a policy that this model cannot have ends the run before it has begun
-        fit_codecs(model.cache_shape, policy, model.placement, statistics)
+        fit_policy(model.cache_shape, policy, model.placement, statistics)
     base: Scores | None = None
     with Progress("evaluating", unit="policies", total=len(policies), quiet=values["quiet"].value) as progress:
         for policy in policies:
             since = time.monotonic()
             scores = score(model, policy, rows, prefix=values["prefix"].value, statistics=statistics)
             base = scores if base is None else base
-            report["rows"].append(_row(policy, base, scores, seconds=time.monotonic() - since))
+            row = _row(policy, base, scores)
+            if values["speed"].value:
+                # The cache is full: what these steps give means nothing, what they take is what others take.
+                step, _ = seconds_per_step(model, scores.cache, count=_TIMED_STEPS)
+                row["tokens_per_second"] = rows.shape[0] / step
+            row["seconds"] = time.monotonic() - since
+            report["rows"].append(row)
             if values["report"].value:
                 write_json(values["report"].value, report)
             progress.advance(1)
 
 
-def _row(policy: Policy, base: Scores, scores: Scores, *, seconds: float) -> dict[str, Any]:
+def _row(policy: Policy, base: Scores, scores: Scores) -> dict[str, Any]:
     """What is reported of one policy."""
     took = account(scores.cache)
     layers = took.pop("layers")
@@ -117,7 +132,7 @@ def _row(policy: Policy, base: Scores, scores: Scores, *, seconds: float) -> dic
         **took,
         "cache_bytes": took["device_bytes"],
         "full_cache_bytes": full_cache_bytes(scores.cache),
-        "seconds": seconds,
+        "evicted": num_evicted(scores.cache),
         "layers": layers,
     }
 
@@ -129,7 +144,7 @@ def print_table(report: dict[str, Any]) -> None:
     for title in _TITLES:
         table.add_column(title, justify="left" if title == "policy" else "right", no_wrap=True)
     for row in report["rows"]:
-        table.add_row(*(form.format(row[name]) for name, form in _COLUMNS.items()))
+        table.add_row(*(form.format(row[name]) if name in row else "-" for name, form in _COLUMNS.items()))
     Console(width=None if sys.stdout.isatty() else 180).print(table)
 
 
@@ -170,6 +185,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("tokens", 2000, "Tokens that are scored, in all rows together.", flag_values=values)
     flags.DEFINE_integer("rows", 4, "Rows of text, decoded together.", flag_values=values)
     flags.DEFINE_integer("prefix", 512, "Tokens of each row before the scored ones.", flag_values=values)
+    flags.DEFINE_bool("speed", True, "Time decoding with each policy, too.", flag_values=values)
     flags.DEFINE_string("report", None, "JSON file for the record of the run.", flag_values=values)
     flags.DEFINE_bool("quiet", False, "No progress.", flag_values=values)
 

@@ -18,6 +18,7 @@ import numpy as np
 from kvjax.cache import KVCache
 from kvjax.decoding import LanguageModel, init_cache
 from kvjax.errors import UserError
+from kvjax.grammar import parse_policy
 from kvjax.model_shape import ModelShape
 from kvjax.policy import Policy
 from kvjax.sampling import Sampling, check_sampling
@@ -73,7 +74,7 @@ class Generator:
         check_sampling(sampling)
         if steps_per_dispatch < 1:
             raise UserError(f"steps_per_dispatch is {steps_per_dispatch}; it must be at least 1.")
-        self._model, self._policy, self._statistics = model, policy, statistics
+        self._model, self._policy, self._statistics = model, parse_policy(policy), statistics
         self._batch, self._max_tokens = batch, max_tokens
         self._rule = {"sampling": sampling, "stop_tokens": tuple(sorted(set(stop_tokens)))}
         self._steps_per_dispatch = steps_per_dispatch
@@ -136,7 +137,7 @@ class Generator:
             raise UserError(f"{len(prompts)} prompts came; expected 1 to {self._batch}.")
         if any(not 0 <= seed < 2**32 for seed in seeds):
             raise UserError(f"The seeds {list(seeds)} must be at least 0 and below 2**32.")
-        limits = {"max_tokens": self._max_tokens, "max_new_tokens": max_new_tokens}
+        limits = {"max_tokens": self._max_tokens, "max_new_tokens": max_new_tokens, "policy": self._policy}
         for index, prompt in enumerate(prompts):
             check_prompt(prompt, name=f"Prompt {index}", shape=self._model.cache_shape, **limits)
 
@@ -195,7 +196,9 @@ def _width(rows: np.ndarray) -> int:
     return int(filled[-1]) + 1 if filled.size else 0
 
 
-def check_prompt(tokens: Sequence[int], *, name: str, shape: ModelShape, max_tokens: int, max_new_tokens: int) -> None:
+def check_prompt(
+    tokens: Sequence[int], *, name: str, shape: ModelShape, max_tokens: int, max_new_tokens: int, policy: Policy
+) -> None:
     """Raises `UserError` for a prompt that cannot be generated from.
 
     Args:
@@ -204,6 +207,7 @@ def check_prompt(tokens: Sequence[int], *, name: str, shape: ModelShape, max_tok
       shape: facts of the model.
       max_tokens: room of the cache.
       max_new_tokens: most new tokens.
+      policy: what the cache keeps.
     """
     if not len(tokens):
         raise UserError(f"{name} is empty; give at least one token.")
@@ -218,6 +222,12 @@ def check_prompt(tokens: Sequence[int], *, name: str, shape: ModelShape, max_tok
         raise UserError(
             f"{name} has {len(tokens)} tokens; with max_new_tokens={max_new_tokens} it needs max_tokens of at least "
             f"{needed}, and it is {max_tokens}."
+        )
+    most = policy.most_pinned(shape=shape, max_tokens=max_tokens)
+    if most is not None and len(tokens) > most:
+        raise UserError(
+            f"{name} has {len(tokens)} tokens, and the policy '{policy}' can pin {most}: give prompt({len(tokens)}), "
+            "or a larger budget."
         )
 
 

@@ -4,25 +4,101 @@
     int8                                              one codec for keys and values
     turboquant(bits=4)+exact(sinks=4,window=128)      with the tokens that stay exact
     key(turboquant,bits=4)+value(int4)+edges(2)       codecs apart; the first and last two layers uncompressed
+    snapkv(budget=1024)+int4                          a selection: the tokens that matter, and a codec for them
+    h2o(budget=512)+layers(pyramid)+heads(adaptive)   budgets that differ between layers and heads
+    triattention(budget=512)+prompt(2048)             a prompt of up to 2,048 tokens stays, on top of the budget
 
-Terms are joined by `+`. `exact(sinks=P,window=W,round=U)` overrides what the codec asks for, in part or whole.
+How the string is read is in `kvjax/grammar.py`. This module says what a policy comes to: how many slots a layer has,
+and how many tokens a head keeps.
 """
 
 import dataclasses
-import inspect
 import math
-import re
-from collections.abc import Callable
-from typing import Any
 
-from kvjax.codec import CODECS, Codec, ExactSizes
-from kvjax.errors import UserError, check_between, unknown
+from kvjax.codec import Codec, ExactSizes
+from kvjax.errors import UserError
+from kvjax.model_shape import ModelShape
+from kvjax.selection import Selection
 
-TERMS = ("full", "key", "value", "exact", "edges")
-"""Words of the language beside the names of codecs."""
+FULL = {"keys": Codec(role="keys"), "values": Codec(role="values")}
+"""Codecs that store the model's dtype."""
 
-_FULL = {"keys": Codec(role="keys"), "values": Codec(role="values")}
-_TERM = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*$")
+SCHEDULES = ("uniform", "pyramid", "given")
+HEADS = ("uniform", "adaptive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layers:
+    """How budgets spread over layers.
+
+    Attributes:
+      kind: one of `SCHEDULES`.
+      beta: of the pyramid: the last layer's body gets 1 / beta of the mean (arXiv 2406.02069).
+      budgets: given ones, one a layer.
+    """
+
+    kind: str = "uniform"
+    beta: float = 20.0
+    budgets: tuple[int, ...] = ()
+
+    def spread(self, mean: int, index: int, count: int) -> int:
+        """What layer `index` of `count` gets where each gets `mean` on average; all together get mean times count.
+
+        The pyramid falls in equal steps from 2 mean - mean / beta to mean / beta.
+        """
+        if self.kind != "pyramid" or count == 1:
+            return mean
+        low = mean / self.beta
+        high = 2 * mean - low
+
+        def up_to(layers: int) -> int:
+            total = layers * high - (high - low) * layers * (layers - 1) / (2 * (count - 1))
+            return round(total)
+
+        return up_to(index + 1) - up_to(index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heads:
+    """How a layer's budget spreads over its key/value heads.
+
+    Attributes:
+      kind: "uniform", or "adaptive": scores compete across the heads of a layer for one pool of slots.
+      floor: share of an even budget that each head gets first (arXiv 2407.11550).
+    """
+
+    kind: str = "uniform"
+    floor: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PinnedPrompt:
+    """Prompts that are never evicted.
+
+    Attributes:
+      tokens: longest prompt that there is room for, on top of the budget.
+      inside: True counts the prompt inside the budget, and makes no room.
+    """
+
+    tokens: int = 0
+    inside: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BodyPlan:
+    """Sizes of one layer's body.
+
+    Attributes:
+      slots: capacity, of all heads together in a pool.
+      quota: tokens that a head keeps at most in it (on average in a pool), a pinned prompt apart.
+      pooled: whether heads share one pool.
+      unit: neighbouring slots that are kept or dropped together.
+    """
+
+    slots: int
+    quota: int
+    pooled: bool = False
+    unit: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,14 +109,24 @@ class Policy:
       keys: codec of the keys in the body.
       values: codec of the values.
       exact: sizes of the segment that stays in the model's dtype.
-      edges: first and last layers whose body stays in the model's dtype.
+      edges: first and last layers whose body stays in the model's dtype, with all tokens.
+      selection: which tokens stay; None keeps all.
+      layers: how budgets spread over layers.
+      heads: how they spread over the heads of a layer.
+      prompt: pinned prompts, or None.
+      outliers: share of a head's budget kept for the values of largest norm.
       text: the policy as people type it.
     """
 
-    keys: Codec = _FULL["keys"]
-    values: Codec = _FULL["values"]
+    keys: Codec = FULL["keys"]
+    values: Codec = FULL["values"]
     exact: ExactSizes = ExactSizes(sinks=0, window=0)
     edges: int = 0
+    selection: Selection | None = None
+    layers: Layers = Layers()
+    heads: Heads = Heads()
+    prompt: PinnedPrompt | None = None
+    outliers: float = 0.0
     text: str = "full"
 
     def codecs(self, layer: int, num_layers: int) -> tuple[Codec, Codec]:
@@ -49,163 +135,112 @@ class Policy:
         Raises:
           UserError: the edges take in all layers.
         """
+        return (self.keys, self.values) if self._is_inner(layer, num_layers) else (FULL["keys"], FULL["values"])
+
+    def selection_of(self, layer: int, num_layers: int) -> Selection | None:
+        """The selection for a layer; None where all tokens stay."""
+        return self.selection if self._is_inner(layer, num_layers) else None
+
+    def _is_inner(self, layer: int, num_layers: int) -> bool:
         if self.edges and 2 * self.edges >= num_layers:
             most = (num_layers - 1) // 2
             raise UserError(
                 f"edges({self.edges}) leaves none of the model's {num_layers} layers to compress; it must be at most "
                 f"{most}."
             )
-        inner = self.edges <= layer < num_layers - self.edges
-        return (self.keys, self.values) if inner else (_FULL["keys"], _FULL["values"])
+        return self.edges <= layer < num_layers - self.edges
+
+    @property
+    def evicts(self) -> bool:
+        """Whether tokens are ever dropped."""
+        return self.selection is not None and not self.selection.page
 
     def body_slots(self, max_tokens: int) -> int:
-        """Slots of the body when a row has seen `max_tokens`: what the exact segment cannot hold, in whole rounds."""
+        """Slots for all tokens of a row of `max_tokens`: what the exact segment cannot hold, in whole rounds."""
         beyond = max(max_tokens - self.exact.sinks - self.exact.window - self.exact.round, 0)
         return math.ceil(beyond / self.exact.round) * self.exact.round
 
+    def plan(self, layer: int, *, shape: ModelShape, max_tokens: int) -> BodyPlan:
+        """Sizes of a layer's body.
+
+        Raises:
+          UserError: the budget is smaller than what is protected, or the given budgets are not one a layer.
+        """
+        whole = self.body_slots(max_tokens)
+        if not self.evicts or not self._is_inner(layer, shape.num_layers) or not whole:
+            return BodyPlan(slots=whole, quota=whole)
+        unit = math.lcm(self.keys.granule, self.values.granule)
+        quota = min(self._quota(layer, shape.num_layers, max_tokens), whole) // unit * unit
+        pinned, pooled = self.prompt.tokens if self.prompt else 0, self.heads.kind == "adaptive"
+        aligned = math.lcm(unit, 8)  # packed codes fill whole bytes
+        wanted = quota + pinned
+        if pooled:
+            heads = shape.num_kv_heads
+            wanted = math.ceil(quota * heads * self.selection.head_share(layer)) + pinned * heads
+            whole *= heads
+        slots = max(min(math.ceil(wanted / aligned) * aligned, whole), aligned)
+        return BodyPlan(slots=slots, quota=quota, pooled=pooled, unit=unit)
+
+    def most_pinned(self, *, shape: ModelShape, max_tokens: int) -> int | None:
+        """The longest prompt that can be pinned; None where prompts are not pinned."""
+        if self.prompt is None:
+            return None
+        if not self.prompt.inside:
+            return self.prompt.tokens
+        layers = [layer for layer in range(shape.num_layers) if self._is_inner(layer, shape.num_layers)]
+        quotas = [self.plan(layer, shape=shape, max_tokens=max_tokens).quota for layer in layers]
+        return self.exact.sinks + min(quotas) if self.body_slots(max_tokens) else max_tokens
+
+    def _quota(self, layer: int, num_layers: int, max_tokens: int) -> int:
+        """Tokens in the body of one head."""
+        protected = self.exact.sinks + self.exact.window
+        budget, given = self.selection.tokens(max_tokens), self.layers.budgets
+        if given and len(given) != num_layers:
+            listed = ",".join(map(str, given))
+            raise UserError(f"layers({listed}) has {len(given)} budgets; the model has {num_layers} layers.")
+        budget = given[layer] if given else budget
+        self._check_budget(budget)
+        inner = num_layers - 2 * self.edges
+        return self.layers.spread(budget - protected, layer - self.edges, inner)
+
+    def check(self) -> None:
+        """Raises `UserError` for terms that cannot go together, with the reason and the nearest that can."""
+        selection, pooled = self.selection, self.heads.kind == "adaptive"
+        if selection is None:
+            return
+        given = self.layers.budgets[self.edges : len(self.layers.budgets) - self.edges] or (selection.budget,)
+        for budget in (budget for budget in given if isinstance(budget, int)):
+            self._check_budget(budget)
+        if selection.page and (pooled or self.layers.kind != "uniform" or self.prompt or self.outliers):
+            raise UserError(
+                "This selection keeps all tokens and chooses what is read: leave out layers, heads, prompt and protect."
+            )
+        if selection.needs_pool and not pooled:
+            raise UserError("This selection gives whole heads to a pool: it needs heads(adaptive), its default.")
+        if selection.replay and self.edges:
+            raise UserError("A selection that reads the prompt twice needs all layers: leave out edges.")
+        if selection.shares != "none":
+            terms = {"heads(adaptive)": pooled, "layers": self.layers.kind != "uniform", "edges": self.edges > 0}
+            for name in (name for name, given in terms.items() if given):
+                raise UserError(
+                    f"A selection whose layers agree on one set of tokens cannot have {name}: leave it out, or let "
+                    "each layer choose for itself (mode=layer)."
+                )
+        for codec in (self.keys, self.values):
+            if pooled and codec.mixes_heads:
+                raise UserError(
+                    f"heads(adaptive) keeps different tokens for each head in one pool, and this codec of {codec.role} "
+                    "joins heads or turns keys as it reads them: use heads(uniform), or a codec with heads=1 and "
+                    "rope=post."
+                )
+
+    def _check_budget(self, budget: int) -> None:
+        protected = self.exact.sinks + self.exact.window
+        if budget < protected:
+            raise UserError(
+                f"A budget of {budget} tokens is smaller than what is protected: exact(sinks={self.exact.sinks},"
+                f"window={self.exact.window}) takes {protected} of it. Give at least {protected}, or a smaller segment."
+            )
+
     def __str__(self) -> str:
         return self.text
-
-
-def parse_policy(text: Any) -> Policy:
-    """Reads a policy from the string that people type.
-
-    Args:
-      text: e.g. "kivi(bits=2)+exact(window=64)"; a `Policy` is returned as it is.
-
-    Raises:
-      UserError: a term or an argument is unknown, or a value is out of range, with the nearest that would do.
-    """
-    if isinstance(text, Policy):
-        return text
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"A policy is a string such as 'full' or 'int8', not {text!r}.")
-    codecs: dict[str, Codec] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    words = []
-    for word in _split(text):
-        name, positional, named = _read_term(word)
-        words.append(_write_term(name, positional, named))
-        if name in ("exact", "edges"):
-            if name in settings:
-                raise UserError(f"The policy '{text}' has {name} twice; give it once.")
-            settings[name] = _edges(positional, named) if name == "edges" else _exact(positional, named)
-            continue
-        for role, codec in _codecs_of(name, positional, named).items():
-            if role in codecs:
-                raise UserError(f"The policy '{text}' has two codecs for {role}; give one, or key(...)+value(...).")
-            codecs[role] = codec
-    if not codecs:
-        raise UserError(f"The policy '{text}' names no codec; begin it with one, or with full: 'full+{text.strip()}'.")
-    plain = [name for name, codec in codecs.items() if codec == _FULL[name]]
-    exact = Policy().exact if len(plain) == len(codecs) else next(iter(codecs.values())).exact
-    policy = Policy(
-        **{**_FULL, **codecs},
-        exact=dataclasses.replace(exact, **settings.get("exact", {})),
-        **settings.get("edges", {}),
-        text="+".join(words),
-    )
-    _check_round(policy)
-    return policy
-
-
-def split_policies(text: str) -> list[str]:
-    """Splits a list of policies at commas and semicolons outside parentheses."""
-    parts = re.split(r"[,;](?![^()]*\))", text)
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _split(text: str) -> list[str]:
-    """The terms of a policy."""
-    return re.split(r"\+(?![^()]*\))", text)
-
-
-def _read_term(word: str) -> tuple[str, list[str], dict[str, str]]:
-    """Name, positional and named arguments of a term."""
-    match = _TERM.match(word)
-    if not match:
-        raise UserError(
-            f"'{word.strip()}' is no term of a policy: write NAME or NAME(argument=value, ...), joined by '+'."
-        )
-    positional, named = [], {}
-    for argument in filter(None, (part.strip() for part in (match.group(2) or "").split(","))):
-        if "=" in argument:
-            key, value = (half.strip() for half in argument.split("=", 1))
-            if key in named:
-                raise UserError(f"'{word.strip()}' gives {key} twice.")
-            named[key] = value
-        else:
-            positional.append(argument)
-    name = match.group(1)
-    if name not in TERMS and name not in CODECS.names():
-        raise unknown("policy term", name, [*TERMS, *CODECS.names()])
-    return name, positional, named
-
-
-def _write_term(name: str, positional: list[str], named: dict[str, str]) -> str:
-    """A term in its plain spelling."""
-    arguments = [*positional, *(f"{key}={value}" for key, value in named.items())]
-    return f"{name}({','.join(arguments)})" if arguments else name
-
-
-def _codecs_of(name: str, positional: list[str], named: dict[str, str]) -> dict[str, Codec]:
-    """The codecs that a term names, by role."""
-    roles = {"key": ("keys",), "value": ("values",)}.get(name, ("keys", "values"))
-    if name in ("key", "value"):
-        if not positional:
-            raise UserError(f"{name}(...) begins with a codec, e.g. {name}(int8).")
-        name = positional.pop(0)
-    if positional:
-        raise UserError(f"{name} takes arguments by name, e.g. {name}(bits=4); '{positional[0]}' has none.")
-    if name == "full":
-        if named:
-            raise UserError(f"full takes no arguments; '{next(iter(named))}' came.")
-        return {role: _FULL[role] for role in roles}
-    make = CODECS.get(name)
-    arguments = _convert(name, make, named)
-    return {role: make(role, **arguments) for role in roles}
-
-
-def _convert(name: str, function: Callable, named: dict[str, str]) -> dict[str, Any]:
-    """Arguments as the types that a function's signature asks for."""
-    wanted = {key: parameter for key, parameter in inspect.signature(function).parameters.items() if key != "role"}
-    converted = {}
-    for key, value in named.items():
-        if key not in wanted:
-            raise unknown(f"argument of {name}", key, wanted)
-        kind = wanted[key].annotation
-        try:
-            converted[key] = kind(value)
-        except ValueError as error:
-            noun = {int: "a whole number", float: "a number"}[kind]
-            raise UserError(f"{name}({key}) is '{value}'; it must be {noun}.") from error
-    return converted
-
-
-def _exact(positional: list[str], named: dict[str, str]) -> dict[str, int]:
-    """Arguments of `exact`."""
-    if positional or not named:
-        raise UserError("exact takes sinks, window and round by name, e.g. exact(sinks=4,window=128).")
-    sizes = _convert("exact", ExactSizes, named)
-    for key, value in sizes.items():
-        check_between(f"exact({key})", value, 1 if key == "round" else 0, 1 << 20)
-    return sizes
-
-
-def _edges(positional: list[str], named: dict[str, str]) -> dict[str, int]:
-    """The argument of `edges`."""
-    values = positional + [value for key, value in named.items() if key == "layers"]
-    if len(values) != 1 or len(named) + len(positional) != 1 or not values[0].isdecimal():
-        raise UserError("edges takes one whole number, the layers at each end that stay uncompressed: edges(2).")
-    return {"edges": int(values[0])}
-
-
-def _check_round(policy: Policy) -> None:
-    """A round holds whole bytes and whole groups."""
-    unit = math.lcm(8, policy.keys.granule, policy.values.granule)
-    size = policy.exact.round
-    if size % unit:
-        near = max(round(size / unit), 1) * unit
-        raise UserError(
-            f"exact(round) is {size}; with this codec it must be a multiple of {unit}. The nearest is {near}."
-        )

@@ -9,6 +9,9 @@ tokens are encoded and appended to the body, and the W newest stay exact. Which 
 on positions alone, never on how the tokens arrived, so a token sees the same cache whether it comes alone or in a
 chunk.
 
+With a selection the body has fewer slots than tokens will come: its tokens and the U that come are scored together, and
+the best stay (`kvjax/eviction.py`, `kvjax/compaction.py`). Rows come due at steps of their own.
+
 Rounds come first in a step, before anything reads the body: then XLA updates bodies in place. A round at the end of a
 step, after attention has read them, cost a copy of every body on CPUs.
 """
@@ -20,14 +23,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax import axes
+from kvjax._kernels import Parts
 from kvjax.cache import KEY_AXES, Body, ExactSegment, KVCache, LayerCache, place_heads
+from kvjax.compaction import absorb
+from kvjax.eviction import Moved, Row, agree, round_candidates
+from kvjax.keeping import kept_units
+from kvjax.pages import add_pages
 from kvjax.sharding import Placement
 from kvjax.stages.facts import Arrays
-
-QUERY_WINDOW = 32
-"""Last queries of a prompt that codecs may look at when they choose."""
-
-_FILL_SLOTS = 1024  # of a prompt that are encoded together
 
 
 def new_positions(cache: KVCache, lengths: Int[Array, "B"], num_tokens: int) -> axes.Positions:
@@ -58,10 +61,53 @@ def make_room(cache: KVCache, wanted: Bool[Array, "B"]) -> KVCache:
     due = (room(cache) == 0) & wanted
 
     def run(layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
-        return tuple(_round(layer, due, placement=cache.placement) for layer in layers)
+        moved = [_oldest(layer, due) for layer in layers]
+        kept = _kept(cache, layers, [tokens for tokens, _ in moved])
+        return tuple(
+            _round(layer, *tokens, kept=stays, due=due, placement=cache.placement)
+            for layer, tokens, stays in zip(layers, moved, kept, strict=True)
+        )
 
     layers = jax.lax.cond(jnp.any(due), run, lambda layers: layers, cache.layers)
     return dataclasses.replace(cache, layers=layers)
+
+
+def _oldest(layer: LayerCache, due: Bool[Array, "B"]) -> tuple[Moved, Int[Array, "B U"]]:
+    """The ring's U oldest tokens and their slots, of a full ring."""
+    oldest = jnp.min(layer.exact.positions[:, layer.exact.num_sinks :], axis=1, keepdims=True)
+    return _of_ring(layer, oldest + jnp.arange(layer.exact.round_tokens, dtype=jnp.int32)[None], due)
+
+
+def _of_ring(layer: LayerCache, positions: Int[Array, "B U"], due: Bool[Array, "B"]) -> tuple[Moved, Int[Array, "B U"]]:
+    """Tokens of the exact segment by their positions, and their slots; positions are -1 in rows that are not due."""
+    exact = layer.exact
+    slots = slot_of(exact, jnp.maximum(positions, 0))
+
+    def take(array: jax.Array) -> jax.Array:
+        index = slots[:, None] if array.ndim == 3 else slots[:, None, :, None]
+        return jnp.take_along_axis(array, index, axis=2)
+
+    numbers = {} if layer.state is None else {name: take(array) for name, array in layer.state.exact.items()}
+    positions = jnp.where(due[:, None], positions, axes.EMPTY)
+    return Moved(keys=take(exact.keys), values=take(exact.values), positions=positions, numbers=numbers), slots
+
+
+def _kept(cache: KVCache, layers: tuple[LayerCache, ...], moved: list[Moved]) -> list[jax.Array | None]:
+    """What the body of each layer keeps; None where it keeps all."""
+    row = Row(num_seen=cache.num_seen, num_pinned=cache.num_pinned)
+    candidates = {}
+    for index, (layer, tokens) in enumerate(zip(layers, moved, strict=True)):
+        if layer.state is None or layer.state.selection.page:
+            continue
+        exact, everywhere = layer.exact, jnp.ones(cache.num_seen.shape, jnp.bool_)
+        after = tokens.positions[:, -1:] + 1
+        window = after + jnp.arange(exact.ring_slots - exact.round_tokens, dtype=jnp.int32)[None]
+        newest, _ = _of_ring(layer, window, everywhere)
+        candidates[index] = round_candidates(layer, tokens, newest, row=row)
+    scores = agree({index: layers[index].state.selection.score(one.view) for index, one in candidates.items()}, layers)
+    kept = kept_units(list(candidates.values()), [scores[index] for index in candidates])
+    by_layer = dict(zip(candidates, kept, strict=True))
+    return [by_layer.get(index) for index in range(len(layers))]
 
 
 def append(
@@ -103,25 +149,37 @@ def slot_of(segment: ExactSegment, positions: Int[Array, "B T"]) -> Int[Array, "
     return jnp.where(positions < sinks, positions, in_ring)
 
 
-def _round(layer: LayerCache, due: Bool[Array, "B"], *, placement: Placement) -> LayerCache:
-    """Moves the ring's U oldest tokens into the body, in the rows that are due."""
-    exact, body = layer.exact, layer.body
-    oldest = jnp.min(exact.positions[:, exact.num_sinks :], axis=1)  # of a full ring
-    positions = oldest[:, None] + jnp.arange(exact.round_tokens, dtype=jnp.int32)[None]  # B U
-    slots = slot_of(exact, jnp.maximum(positions, 0))
-    moved = tuple(jnp.take_along_axis(array, slots[:, None, :, None], axis=2) for array in (exact.keys, exact.values))
-    positions = jnp.where(due[:, None], positions, axes.EMPTY)
+def _round(
+    layer: LayerCache,
+    moved: Moved,
+    slots: Int[Array, "B U"],
+    *,
+    kept: Bool[Array, "B K units"] | None,
+    due: Bool[Array, "B"],
+    placement: Placement,
+) -> LayerCache:
+    """Moves the ring's U oldest tokens into the body, in the rows that are due; what is not kept goes."""
+    exact, body, state = layer.exact, layer.body, layer.state
     starts = jnp.sum(body.positions[:, 0] >= 0, axis=1).astype(jnp.int32)
-    chosen = _choose(body, moved, positions=positions, queries=None, is_first=due & (starts == 0))
-    body = dataclasses.replace(body, chosen=chosen)
-    body = _store(body, moved, positions=positions, starts=starts, due=due, placement=placement)
+    is_first = due & jnp.all(body.positions < 0, axis=(1, 2))
+    vectors = (moved.keys, moved.values)
+    body = dataclasses.replace(
+        body, chosen=choose(body, vectors, positions=moved.positions, queries=None, is_first=is_first)
+    )
+    codes = encode(body, vectors, positions=moved.positions)
+    if kept is None:
+        state = add_pages(state, moved.keys, starts=starts, due=due)
+        body = store(body, codes, positions=moved.positions, starts=starts, due=due, placement=placement)
+    else:
+        arguments = {"positions": moved.positions, "numbers": moved.numbers, "kept": kept, "due": due}
+        body, state = absorb(body, state, codes, **arguments, unit=layer.site.plan.unit, placement=placement)
     rows = jnp.arange(due.shape[0], dtype=jnp.int32)[:, None]
     emptied = jnp.where(due[:, None], slots, exact.num_slots)
     left = exact.positions.at[rows, emptied].set(axes.EMPTY, mode="drop")
-    return dataclasses.replace(layer, exact=dataclasses.replace(exact, positions=left), body=body)
+    return dataclasses.replace(layer, exact=dataclasses.replace(exact, positions=left), body=body, state=state)
 
 
-def _choose(
+def choose(
     body: Body,
     vectors: tuple[jax.Array, jax.Array],
     *,
@@ -141,16 +199,25 @@ def _choose(
     return (chosen[0], chosen[1])
 
 
-def _store(
+def encode(body: Body, vectors: tuple[jax.Array, jax.Array], *, positions: Int[Array, "B S"]) -> tuple[Parts, Parts]:
+    """Keys and values `B K S D` as the body stores them."""
+    keys, values = (
+        codec.encode(vectors[index], positions=positions, arrays=body.arrays(index))
+        for index, codec in enumerate(body.codecs)
+    )
+    return keys, values
+
+
+def store(
     body: Body,
-    vectors: tuple[jax.Array, jax.Array],
+    codes: tuple[Parts, Parts],
     *,
     positions: Int[Array, "B S"],
     starts: Int[Array, "B"],
     due: Bool[Array, "B"],
     placement: Placement,
 ) -> Body:
-    """Encodes vectors `B K S D` and writes them from each due row's start on."""
+    """Writes encoded tokens from each due row's start on."""
 
     def write_row(old: jax.Array, new: jax.Array, start: jax.Array, due: jax.Array, axis: int) -> jax.Array:
         kept = jax.lax.dynamic_slice_in_dim(old, start, new.shape[axis], axis=axis)
@@ -162,115 +229,9 @@ def _store(
         return rows(old, new, at, due, axis - 1)
 
     stored = []
-    for index, (codec, old) in enumerate(zip(body.codecs, (body.keys, body.values), strict=True)):
-        new = codec.encode(vectors[index], positions=positions, arrays=body.arrays(index))
+    for old, new in zip((body.keys, body.values), codes, strict=True):
         parts = tuple(one.map_tokens(write, other) for one, other in zip(old, new, strict=True))
         stored.append(place_heads(parts, placement))
     spread = jnp.broadcast_to(positions[:, None], (positions.shape[0], body.positions.shape[1], positions.shape[1]))
     written = place_heads(write(body.positions, spread, axis=2, entries=(1, 1)), placement)
     return dataclasses.replace(body, keys=stored[0], values=stored[1], positions=written)
-
-
-def fill(
-    layer: LayerCache,
-    queries: axes.Queries,
-    *,
-    keys: axes.NewKeys,
-    values: axes.NewValues,
-    positions: axes.Positions,
-    placement: Placement,
-) -> LayerCache:
-    """Stores a whole prompt in an empty layer, as if its tokens had come one by one.
-
-    Args:
-      layer: an empty layer.
-      queries: `B T N D`, rotated; codecs may look at the last ones.
-      keys: `B T K D`, rotated.
-      values: `B T K D`.
-      positions: `B T`: 0, 1, ... and -1 past a row's length, where what is stored cannot matter.
-      placement: where the arrays live.
-    """
-    exact, body, round_tokens = layer.exact, layer.body, layer.exact.round_tokens
-    vectors = tuple(jnp.swapaxes(array, 1, 2) for array in (keys, values))  # B K T D
-    lengths = jnp.sum(positions >= 0, axis=1).astype(jnp.int32)
-    num_tokens = positions.shape[1]
-    beyond = jnp.maximum(lengths - exact.num_slots, 0)
-    coded = jnp.where(beyond > 0, -(-beyond // round_tokens) * round_tokens, 0)  # B, tokens of the body
-    exact = _fill_exact(exact, vectors, positions=positions, coded=coded, placement=placement)
-    most = max(num_tokens - exact.num_slots, 0)
-    num_coded = -(-most // round_tokens) * round_tokens
-    if body is None or num_coded == 0:
-        return dataclasses.replace(layer, exact=exact)
-    sinks = exact.num_sinks
-    old = tuple(array[:, :, sinks : sinks + num_coded] for array in vectors)
-    offsets = jnp.arange(num_coded, dtype=jnp.int32)[None]
-    old_positions = jnp.where(offsets < coded[:, None], sinks + offsets, axes.EMPTY)
-    last = _last_queries(queries, lengths)
-    chosen = _choose(body, old, positions=old_positions, queries=last, is_first=coded > 0)
-    body = dataclasses.replace(body, chosen=chosen)
-    body = _fill_body(body, old, positions=old_positions, round_tokens=round_tokens, placement=placement)
-    return dataclasses.replace(layer, exact=exact, body=body)
-
-
-def _fill_exact(
-    exact: ExactSegment,
-    vectors: tuple[jax.Array, jax.Array],
-    *,
-    positions: axes.Positions,
-    coded: Int[Array, "B"],
-    placement: Placement,
-) -> ExactSegment:
-    """Sinks and the tokens after the coded ones, each in its slot."""
-    num_tokens, sinks = positions.shape[1], exact.num_sinks
-    if num_tokens <= exact.num_slots:  # nothing is coded, slot is position: one block copy
-
-        def write(cached: jax.Array, new: jax.Array) -> jax.Array:
-            return placement.constrain(jax.lax.dynamic_update_slice(cached, new, (0, 0, 0, 0)), KEY_AXES)
-
-        stored = jax.lax.dynamic_update_slice(exact.positions, positions, (0, 0))
-        return dataclasses.replace(
-            exact, keys=write(exact.keys, vectors[0]), values=write(exact.values, vectors[1]), positions=stored
-        )
-    # The token of ring slot r is the first one from sinks + coded on that falls into it.
-    ring = jnp.arange(exact.ring_slots, dtype=jnp.int32)[None]
-    first = coded[:, None]
-    tokens = sinks + first + (ring - first) % exact.ring_slots  # B W+U
-    head = jnp.broadcast_to(jnp.arange(sinks, dtype=jnp.int32)[None], (tokens.shape[0], sinks))
-    tokens = jnp.concatenate([head, tokens], axis=1)
-    lengths = jnp.sum(positions >= 0, axis=1, keepdims=True)
-    held = jnp.minimum(tokens, num_tokens - 1)[:, None, :, None]
-    keys, values = (placement.constrain(jnp.take_along_axis(array, held, axis=2), KEY_AXES) for array in vectors)
-    return dataclasses.replace(
-        exact, keys=keys, values=values, positions=jnp.where(tokens < lengths, tokens, axes.EMPTY)
-    )
-
-
-def _fill_body(
-    body: Body,
-    vectors: tuple[jax.Array, jax.Array],
-    *,
-    positions: Int[Array, "B S"],
-    round_tokens: int,
-    placement: Placement,
-) -> Body:
-    """Encodes a prompt's coded tokens, a block at a time where they are many, so that no decoded copy is laid out."""
-    num_slots = positions.shape[1]
-    block = min(-(-_FILL_SLOTS // round_tokens) * round_tokens, num_slots)
-    everywhere = jnp.ones((positions.shape[0],), jnp.bool_)
-
-    def step(index: jax.Array | int, body: Body) -> Body:
-        # The last block is moved back to end with the tokens; what it shares with its neighbour is written twice.
-        start = jnp.minimum(index * block, num_slots - block)
-        some = tuple(jax.lax.dynamic_slice_in_dim(array, start, block, axis=2) for array in vectors)
-        some_positions = jax.lax.dynamic_slice_in_dim(positions, start, block, axis=1)
-        starts = jnp.broadcast_to(start, (positions.shape[0],))
-        return _store(body, some, positions=some_positions, starts=starts, due=everywhere, placement=placement)
-
-    return jax.lax.fori_loop(0, -(-num_slots // block), step, body)
-
-
-def _last_queries(queries: axes.Queries, lengths: Int[Array, "B"]) -> jax.Array:
-    """The last `QUERY_WINDOW` queries of each row, zeros where it has fewer, `B 32 N D`."""
-    tokens = lengths[:, None] - 1 - jnp.arange(QUERY_WINDOW, dtype=jnp.int32)[None]
-    found = jnp.take_along_axis(queries, jnp.maximum(tokens, 0)[:, :, None, None], axis=1)
-    return jnp.where((tokens >= 0)[:, :, None, None], found, 0)

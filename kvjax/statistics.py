@@ -26,8 +26,8 @@ class Moments:
     """Mean and second moments of vectors.
 
     Attributes:
-      mean: `K D`.
-      second: E[x x^T] of g neighbouring heads together, `K/g gD gD`.
+      mean: `K D`; `N D` of queries.
+      second: E[x x^T] of g neighbouring heads together, `K/g gD gD`; `N D D` of queries.
     """
 
     mean: Any
@@ -63,7 +63,7 @@ class Moments:
         "keys_before_rope",
         "values",
         "queries_second",
-        "queries_mean",
+        "queries",
         "queries_norm",
         "values_weighted",
         "value_weight",
@@ -72,7 +72,7 @@ class Moments:
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """What passed through one layer's attention; all means over tokens.
+    """What passed through one layer's attention; all means over tokens. None where a file does not have it.
 
     Attributes:
       num_tokens: scalar float32, tokens counted.
@@ -80,7 +80,7 @@ class LayerStatistics:
       keys_before_rope: of the same before their rotation, after key norm and bias.
       values: of values.
       queries_second: E[q q^T] of rotated queries, over the query heads of each key/value head, `K D D`.
-      queries_mean: of queries before RoPE, `N D`.
+      queries: `Moments` of queries before RoPE, after query norm and bias, `N D` and `N D D`.
       queries_norm: mean length of each band's pair of numbers (f, f + D/2), before RoPE, `N D/2`.
       values_weighted: E[w v v^T], w = k^T E[q q^T] k, `K D D`.
       value_weight: E[w], `K`.
@@ -88,11 +88,11 @@ class LayerStatistics:
     """
 
     num_tokens: Any
-    keys: Moments
-    keys_before_rope: Moments
-    values: Moments
+    keys: Moments | None
+    keys_before_rope: Moments | None
+    values: Moments | None
     queries_second: Any
-    queries_mean: Any
+    queries: Moments | None
     queries_norm: Any
     values_weighted: Any
     value_weight: Any
@@ -127,7 +127,7 @@ def empty_statistics(shape: ModelShape, *, heads: int = 1) -> tuple[LayerStatist
             keys_before_rope=moments(),
             values=moments(),
             queries_second=jnp.zeros((num_kv_heads, size, size)),
-            queries_mean=jnp.zeros((num_query_heads, size)),
+            queries=Moments(mean=jnp.zeros((num_query_heads, size)), second=jnp.zeros((num_query_heads, size, size))),
             queries_norm=jnp.zeros((num_query_heads, size // 2)),
             values_weighted=jnp.zeros((num_kv_heads, size, size)),
             value_weight=jnp.zeros((num_kv_heads,)),
@@ -185,7 +185,7 @@ def observe(
         keys_before_rope=moments(layer.keys_before_rope, plain_keys),
         values=moments(layer.values, values),
         queries_second=queries_second,
-        queries_mean=update(layer.queries_mean, jnp.sum(plain_queries * valid[:, :, None, None], axis=(0, 1))),
+        queries=moments(layer.queries, plain_queries),
         queries_norm=update(layer.queries_norm, jnp.sum(jnp.sqrt(first**2 + second**2), axis=(0, 1))),
         values_weighted=update(layer.values_weighted, _products(values * weights[..., None], values)),
         value_weight=update(layer.value_weight, jnp.sum(weights, axis=(0, 1))),

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from kvjax.errors import UserError
 from kvjax.model_shape import ModelShape
 from kvjax.statistics import Statistics, empty_statistics
+from kvjax.triattention_file import load_triattention
 
 _FORMAT = "kvjax statistics 1"
 
@@ -49,7 +50,7 @@ def load_statistics(path: str | Path, shape: ModelShape) -> Statistics:
     """Reads statistics and checks that they belong to a model.
 
     Args:
-      path: a file that `python -m kvjax.calibrate` wrote.
+      path: a file that `python -m kvjax.calibrate` wrote, or one that TriAttention's authors publish (`.pt`).
       shape: the model's `cache_shape`.
 
     Raises:
@@ -60,6 +61,8 @@ def load_statistics(path: str | Path, shape: ModelShape) -> Statistics:
         raise UserError(
             f"There is no statistics file '{path}': write it with python -m kvjax.calibrate --output={path}."
         )
+    if found.suffix == ".pt":
+        return load_triattention(found, shape)
     try:
         with safe_open(found, framework="numpy") as file:
             metadata = file.metadata() or {}

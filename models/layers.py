@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kvjax import axes
-from kvjax.attention import causal_attention, decode_layer, observe_layer, prefill_layer
+from kvjax.attention import decode_layer, observe_layer, prefill_layer, replay_layer
 from kvjax.cache import LayerCache
+from kvjax.causal import causal_attention
 from kvjax.rope import Turns, rotate
 from kvjax.sharding import Placement
 from kvjax.statistics import LayerStatistics
@@ -106,8 +107,9 @@ class Attention(nnx.Module):
         queries = self.placement.constrain(rotate(queries, turns), "B T N D")
         keys = self.placement.constrain(rotate(keys, turns), "B T K D")
         values = self.placement.constrain(values, "B T K D")
+        kernel = self.output.kernel[...]
         attended, layer = attend(
-            layer, queries, keys=keys, values=values, positions=positions, placement=self.placement
+            layer, queries, keys=keys, values=values, positions=positions, output=kernel, placement=self.placement
         )
         return self.output(attended), layer
 
@@ -119,21 +121,23 @@ def attend_without_cache(
     keys: axes.NewKeys,
     values: axes.NewValues,
     positions: axes.Positions,
+    output: Float[Array, "N D M"],
     placement: Placement,
 ) -> tuple[axes.Queries, None]:
     """A plain causal pass, for training and for comparison."""
-    del placement
+    del output, placement
     return causal_attention(queries, keys, values=values, positions=positions), layer
 
 
 PHASES: dict[str, Callable] = {
     "train": attend_without_cache,
     "prefill": prefill_layer,
+    "replay": replay_layer,
     "decode": decode_layer,
     "calibrate": observe_layer,
 }
-"""How attention treats the cache: not at all; as an empty one that the prompt fills; as one to append to; as statistics
-that gather what passes."""
+"""How attention treats the cache: not at all; as an empty one that the prompt fills; as a prompt that is read again; as
+one to append to; as statistics that gather what passes."""
 
 
 class FeedForward(nnx.Module):

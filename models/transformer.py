@@ -84,8 +84,8 @@ class Transformer(nnx.Module):
           tokens: `B T` int32. An id outside the vocabulary gives NaN.
           positions: `B T` int32, absolute; -1 is padding.
           layers: the cache's layers; None without a cache.
-          phase: "train" (no cache), "prefill" (fills an empty cache), "decode" (appends to one) or "calibrate"
-            (`layers` gather statistics instead of caches).
+          phase: "train" (no cache), "prefill" (fills an empty cache), "replay" (reads a prompt again that is not stored
+            yet), "decode" (appends to a cache) or "calibrate" (`layers` gather statistics instead of caches).
 
         Returns:
           The last layer's activations `B T M`, normed and ready for `logits`, and the cache's layers.

@@ -72,7 +72,7 @@ def _store(codec, vectors, positions, queries, arrays):
     chosen = codec.choose(vectors, positions=positions, queries=queries, arrays=arrays)
     arrays = {**arrays, **chosen}
     parts = codec.encode(vectors, positions=positions, arrays=arrays)
-    return parts, codec.decode(parts, positions=positions, arrays=arrays), arrays
+    return parts, codec.decode(parts, positions=positions[:, None], arrays=arrays), arrays
 
 
 def stored(codec, arrays, vectors, *, positions=None, queries=None):

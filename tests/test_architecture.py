@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvjax.codec import CODECS
+from kvjax.selection import SELECTIONS
 from models.config import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,12 +31,28 @@ STATE = {
     "kvjax.attention",
     "kvjax.cache",
     "kvjax.codec",
+    "kvjax.empty",
+    "kvjax.filling",
+    "kvjax.grammar",
     "kvjax.policy",
     "kvjax.rounds",
+    "kvjax.selection",
     "kvjax.stages",
     "kvjax.statistics",
 }
-MODELS_SEE = {"kvjax.attention", "kvjax.cache", "kvjax.statistics"}
+EVICTION = {
+    "kvjax._kernels",
+    "kvjax.cache",
+    "kvjax.compaction",
+    "kvjax.eviction",
+    "kvjax.evidence",
+    "kvjax.keeping",
+    "kvjax.pages",
+    "kvjax.policy",
+    "kvjax.selection",
+    "kvjax.stages",
+}
+MODELS_SEE = {"kvjax.attention", "kvjax.cache", "kvjax.causal", "kvjax.statistics"}
 
 MAY_IMPORT = {
     # module or package: what of ours it may import, itself apart
@@ -51,12 +68,36 @@ MAY_IMPORT = {
     "kvjax.stages": {"kvjax._kernels", "kvjax.errors", "kvjax.model_shape"},
     "kvjax.codec": FOUNDATION | {"kvjax._kernels", "kvjax.stages"},
     "kvjax.codecs": {"kvjax.codec", "kvjax.errors", "kvjax.folder", "kvjax.stages"},
-    "kvjax.policy": {"kvjax.codec", "kvjax.errors"},
+    "kvjax.selection": FOUNDATION | {"kvjax.stages"},
+    "kvjax.scoring": {"kvjax.selection"},
+    "kvjax.selections": {
+        "kvjax._kernels",
+        "kvjax.errors",
+        "kvjax.folder",
+        "kvjax.rope",
+        "kvjax.scoring",
+        "kvjax.selection",
+        "kvjax.stages",
+        "kvjax.torch_file",
+    },
+    "kvjax.policy": {"kvjax.codec", "kvjax.errors", "kvjax.model_shape", "kvjax.selection"},
+    "kvjax.grammar": {"kvjax.codec", "kvjax.errors", "kvjax.policy", "kvjax.selection"},
     "kvjax.cache": FOUNDATION | {"kvjax.codec", "kvjax.policy", "kvjax.stages"},
-    "kvjax.rounds": FOUNDATION | {"kvjax.cache", "kvjax.stages"},
+    "kvjax.evidence": FOUNDATION | {"kvjax.selection", "kvjax.stages"},
+    "kvjax.empty": FOUNDATION
+    | {"kvjax.cache", "kvjax.codec", "kvjax.evidence", "kvjax.policy", "kvjax.selection", "kvjax.stages"},
+    "kvjax.compaction": FOUNDATION | {"kvjax._kernels", "kvjax.cache", "kvjax.evidence"},
+    "kvjax.eviction": FOUNDATION | EVICTION,
+    "kvjax.keeping": FOUNDATION | EVICTION,
+    "kvjax.pages": FOUNDATION | {"kvjax._kernels", "kvjax.compaction", "kvjax.evidence"},
+    "kvjax.rounds": FOUNDATION | EVICTION,
+    "kvjax.filling": FOUNDATION | EVICTION | {"kvjax.empty", "kvjax.rounds"},
     "kvjax.statistics": FOUNDATION,
-    "kvjax.statistics_file": FOUNDATION | {"kvjax.statistics"},
-    "kvjax.attention": FOUNDATION | {"kvjax._kernels", "kvjax.cache", "kvjax.rounds", "kvjax.statistics"},
+    "kvjax.torch_file": {"kvjax.errors"},
+    "kvjax.triattention_file": FOUNDATION | {"kvjax.statistics", "kvjax.torch_file"},
+    "kvjax.statistics_file": FOUNDATION | {"kvjax.statistics", "kvjax.triattention_file"},
+    "kvjax.causal": FOUNDATION | {"kvjax._kernels"},
+    "kvjax.attention": FOUNDATION | EVICTION | {"kvjax.causal", "kvjax.filling", "kvjax.rounds", "kvjax.statistics"},
     "models": FOUNDATION | MODELS_SEE,
     "kvjax.sampling": {"kvjax.axes", "kvjax.errors"},
     "kvjax.decoding": FOUNDATION | STATE,
@@ -64,6 +105,7 @@ MAY_IMPORT = {
     "kvjax.generation": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling", "kvjax.token_loop"},
     "kvjax.accounting": FOUNDATION | STATE,
     "kvjax.perplexity": FOUNDATION | STATE | {"kvjax.decoding"},
+    "kvjax.timing": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.text": {"kvjax.errors", "kvjax.folder"},
     "kvjax.byte_tokenizer": set(),
     "kvjax.prompts": {"kvjax.errors"},
@@ -77,7 +119,7 @@ MAY_IMPORT = {
     "configs": {"configs"},
     **{program: {"kvjax", "models"} for program in PROGRAMS},
 }
-PACKAGES = ("kernels_pallas", "kvjax.codecs", "kvjax.stages", "models", "configs")
+PACKAGES = ("kernels_pallas", "kvjax.codecs", "kvjax.selections", "kvjax.stages", "models", "configs")
 """Packages whose modules share one entry."""
 
 KERNEL_PACKAGES = {"jax", "jaxtyping", "typing", "math", "functools", "dataclasses", "collections", "kernels_pallas"}
@@ -119,7 +161,8 @@ def covered(name, entries):
 def test_imports_point_one_way(name):
     path = ROOT / name
     owner, allowed = rule_of(module_name(path))
-    inside = {owner} if owner in PACKAGES and owner != "kvjax.codecs" else set()  # codecs never import each other
+    apart = {"kvjax.codecs", "kvjax.selections"}  # these never import each other
+    inside = {owner} if owner in PACKAGES and owner not in apart else set()
     for imported in imports_of(path):
         if imported.split(".")[0] in FOLDERS:
             assert covered(imported, allowed | inside), f"{name} must not import {imported}"
@@ -193,6 +236,7 @@ def test_the_families_are_found_by_listing_their_package():
     assert set(FAMILIES.names()) == files == {"llama", "mistral", "qwen2", "qwen3"}
 
 
-def test_the_codecs_are_found_by_listing_their_package():
-    files = {path.stem for path in (ROOT / "kvjax" / "codecs").glob("*.py")} - {"__init__"}
-    assert set(CODECS.names()) == files
+@pytest.mark.parametrize(("registry", "folder"), [(CODECS, "codecs"), (SELECTIONS, "selections")])
+def test_methods_are_found_by_listing_their_package(registry, folder):
+    files = {path.stem for path in (ROOT / "kvjax" / folder).glob("*.py")} - {"__init__"}
+    assert set(registry.names()) == files

@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array, Int
 
 from kernels_pallas.decode_attention import reference
-from kernels_pallas.decode_attention.reference import Attended, Segment
+from kernels_pallas.decode_attention.reference import MASSES, Attended, Segment
 
 IMPLEMENTATIONS = ("reference",)
 
@@ -14,6 +14,7 @@ def decode_attention(
     *,
     query_positions: Int[Array, "B T"],
     scale: float,
+    mass: str | None = None,
     implementation: str | None = None,
 ) -> tuple[Attended, ...]:
     """Softmax attention of T query tokens over the slots that each may see, one softmax over all segments.
@@ -28,20 +29,23 @@ def decode_attention(
       segments: at least one.
       query_positions: `B T` int32; -1 is padding.
       scale: of the scores, D**-0.5.
+      mass: one of `MASSES`, what the weights of each slot come to; None leaves it out, and it costs nothing.
       implementation: a name of `IMPLEMENTATIONS`; None chooses.
 
     Returns:
-      Output and weight of each segment, accumulated in float32.
+      Output and weight of each segment, and the mass of its slots if asked for, accumulated in float32.
 
     Raises:
-      ValueError: the implementation is unknown.
+      ValueError: the implementation or the mass is unknown.
     """
+    if mass not in (None, *MASSES):
+        raise ValueError(f"decode_attention gives no mass '{mass}': ask for one of {', '.join(MASSES)}.")
     if implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(
             f"decode_attention has no implementation '{implementation}': give one of {', '.join(IMPLEMENTATIONS)}."
         )
     with jax.named_scope("decode_attention"):
-        return reference.decode_attention(segments, query_positions=query_positions, scale=scale)
+        return reference.decode_attention(segments, query_positions=query_positions, scale=scale, mass=mass)
 
 
 def chosen_implementation() -> str:

@@ -4,7 +4,8 @@ The slots of a segment are walked in blocks with a running maximum and a running
 for three reasons. XLA on a CPU would otherwise lay out masked or converted copies of whole segments in memory: on two
 cores one contraction over 8,192 slots ran at 3.5 GB/s, blocks of about 1 MiB at 8. Coded keys are decoded block by
 block, so no decoded body ever exists. And blocks past the last live slot are never read, so a cache with room for
-more tokens than it holds costs nothing.
+more tokens than it holds costs nothing. What the weights of a slot add up to is known only when all blocks are seen: it
+takes a second walk, and only if asked for.
 
     rows: the (N / k) T queries that share a stored head are the rows of one matrix, Q
 
@@ -37,6 +38,9 @@ class Segment:
       positions: `B K S` int32, or `B 1 S` where all heads hold the same tokens; -1 is an empty slot. The order of
         slots is free.
       bias: `B T N`, added to a query's products with all keys of this segment, or None.
+      owners: `B 1 S` int32 where heads share one pool of slots (k and K are then 1): the key/value head, of
+        `num_kv_heads`, that alone sees a slot. None where each head has slots of its own.
+      num_kv_heads: K of the model; N / K query heads belong to one.
     """
 
     queries: Any
@@ -44,6 +48,8 @@ class Segment:
     values: Parts
     positions: Any
     bias: Any = None
+    owners: Any = None
+    num_kv_heads: int | None = None
 
     @classmethod
     def of_arrays(
@@ -60,6 +66,7 @@ class Segment:
             keys=(Coded(planes=(keys,)),),
             values=(Coded(planes=(values,)),),
             positions=positions[:, None],
+            num_kv_heads=keys.shape[1],
         )
 
 
@@ -70,10 +77,17 @@ class Attended:
     Attributes:
       output: `B T N R` float32, the sum of the segment's values, each times its weight.
       weight: `B T N` float32, the sum of these weights: 0 to 1, and 1 over all segments.
+      mass: what the queries' weights of each slot come to, `B K S` float32 (`B 1 S` in a pool), or None.
     """
 
     output: Any
     weight: Any
+    mass: Any = None
+
+
+MASSES = ("sum", "peak", "low")
+"""What may be asked of a slot's weights, over the T tokens and the G query heads of its key/value head: their sum over
+tokens and mean over heads; the largest; how many tokens gave it less than 1 / (slots they saw), mean over heads."""
 
 
 Running = tuple[Float[Array, "B N T R"], Float[Array, "B N T"], Float[Array, "B N T"]]
@@ -89,7 +103,7 @@ def block_slots_for(num_rows: int, num_slots: int, head_size: int, *, multiple: 
 
 
 def decode_attention(
-    segments: tuple[Segment, ...], *, query_positions: Int[Array, "B T"], scale: float
+    segments: tuple[Segment, ...], *, query_positions: Int[Array, "B T"], scale: float, mass: str | None = None
 ) -> tuple[Attended, ...]:
     """See `api.decode_attention`."""
     walked = [_walk(segment, query_positions, scale) for segment in segments]
@@ -103,36 +117,100 @@ def decode_attention(
         share = decay / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
         weighted = jnp.swapaxes(output * share[..., None], 1, 2)
         outputs.append(Attended(weighted, jnp.swapaxes(sums * share, 1, 2)))
-    return tuple(outputs)
+    if mass is None:
+        return tuple(outputs)
+    seen = sum(jnp.sum(_visible(segment, query_positions, segment.positions), axis=3) for segment in segments)  # B #K T
+    totals = Totals(maximum, total, _of_heads(seen, total.shape[1]))
+    masses = [_mass(segment, query_positions, scale, totals, mass) for segment in segments]
+    return tuple(dataclasses.replace(one, mass=mass) for one, mass in zip(outputs, masses, strict=True))
+
+
+class _Blocks:
+    """A segment's slots in blocks, with the scores of all queries in each."""
+
+    def __init__(self, segment: Segment, query_positions: Int[Array, "B T"], scale: float):
+        self.segment, self._query_positions = segment, query_positions
+        self.num_slots = segment.positions.shape[2]
+        self._queries = jnp.swapaxes(segment.queries.astype(jnp.float32), 1, 2) * scale  # B N T R
+        self._bias = None if segment.bias is None else jnp.swapaxes(segment.bias, 1, 2)[..., None] * scale  # B N T 1
+        stored = max(part.num_heads for part in segment.keys)
+        rows, multiple = segment.queries.shape[0] * stored, max(alignment(segment.keys), alignment(segment.values))
+        self.size = block_slots_for(rows, self.num_slots, self._queries.shape[3], multiple=multiple)
+        self.count = -(-_live_slots(query_positions, segment.positions) // self.size)
+
+    def start(self, index: jax.Array) -> jax.Array:
+        """The first slot; the last block is moved back to end with the segment."""
+        return jnp.minimum(index * self.size, self.num_slots - self.size)
+
+    def fresh(self, index: jax.Array) -> Bool[Array, "S"]:
+        """Slots of a block but those that the last one shares with its neighbour: they are left to the neighbour."""
+        return self.start(index) + jnp.arange(self.size, dtype=jnp.int32) >= index * self.size
+
+    def scores(self, index: jax.Array) -> tuple[Float[Array, "B N T S"], Bool[Array, "B #K T S"], jax.Array]:
+        """Scores, which of them count, and the positions of a block's slots."""
+        start = self.start(index)
+        positions = jax.lax.dynamic_slice_in_dim(self.segment.positions, start, self.size, axis=2)
+        owners = self.segment.owners
+        owners = None if owners is None else jax.lax.dynamic_slice_in_dim(owners, start, self.size, axis=2)
+        visible = _visible(dataclasses.replace(self.segment, owners=owners), self._query_positions, positions)
+        keys = read_parts(slice_parts(self.segment.keys, start, self.size), positions)
+        scores = _products(self._queries, keys)
+        scores = scores if self._bias is None else scores + self._bias
+        return scores, visible & self.fresh(index)[None, None, None], positions
 
 
 def _walk(segment: Segment, query_positions: Int[Array, "B T"], scale: float) -> Running:
     """Attention over one segment, block by block."""
-    num_slots = segment.positions.shape[2]
     batch, num_tokens, num_heads = segment.queries.shape[:3]
-    queries = jnp.swapaxes(segment.queries.astype(jnp.float32), 1, 2) * scale  # B N T R
-    bias = None if segment.bias is None else jnp.swapaxes(segment.bias, 1, 2)[..., None] * scale  # B N T 1
-    stored = max(part.num_heads for part in segment.keys)
-    multiple = max(alignment(segment.keys), alignment(segment.values))
-    block = block_slots_for(batch * stored, num_slots, queries.shape[3], multiple=multiple)
+    blocks = _Blocks(segment, query_positions, scale)
 
     def step(index: jax.Array, carry: Running) -> Running:
-        # The last block is moved back to end with the segment; the slots that it shares with its neighbour are
-        # left to the neighbour.
-        start = jnp.minimum(index * block, num_slots - block)
-        fresh = (start + jnp.arange(block, dtype=jnp.int32) >= index * block)[None, None, None]
-        positions = jax.lax.dynamic_slice_in_dim(segment.positions, start, block, axis=2)
-        visible = _visible(query_positions, positions) & fresh
-        keys = read_parts(slice_parts(segment.keys, start, block), positions)
-        scores = _products(queries, keys)
-        scores = scores if bias is None else scores + bias
-        return _add_block(carry, scores, slice_parts(segment.values, start, block), positions, visible)
+        scores, visible, positions = blocks.scores(index)
+        values = slice_parts(segment.values, blocks.start(index), blocks.size)
+        return _add_block(carry, scores, values, positions, visible)
 
     width = jax.eval_shape(lambda: read_parts(segment.values, segment.positions)).shape[3]
     zeros = jnp.zeros((batch, num_heads, num_tokens, width), jnp.float32)
     zero = (zeros, jnp.full(zeros.shape[:-1], _MASKED, jnp.float32), jnp.zeros(zeros.shape[:-1], jnp.float32))
-    num_blocks = -(-_live_slots(query_positions, segment.positions) // block)
-    return jax.lax.fori_loop(0, num_blocks, step, zero)
+    return jax.lax.fori_loop(0, blocks.count, step, zero)
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Over all segments, `B N T`: the largest score, the sum of weights beside it, and the slots that were seen."""
+
+    maximum: Any
+    total: Any
+    seen: Any
+
+
+def _mass(
+    segment: Segment, query_positions: Int[Array, "B T"], scale: float, totals: Totals, mass: str
+) -> Float[Array, "B K S"]:
+    """What the weights of each slot come to, one of `MASSES`: a second walk over the keys."""
+    blocks = _Blocks(segment, query_positions, scale)
+    batch, num_kv_heads = segment.queries.shape[0], segment.num_kv_heads
+    group = segment.queries.shape[2] // num_kv_heads
+    uniform = 1.0 / jnp.maximum(totals.seen, 1)[..., None].astype(jnp.float32)
+
+    def step(index: jax.Array, masses: jax.Array) -> jax.Array:
+        scores, visible, _ = blocks.scores(index)
+        mask = _of_heads(visible, scores.shape[1])
+        shares = jnp.exp(scores - totals.maximum[..., None]) / totals.total[..., None]
+        if mass == "low":
+            shares = (shares < uniform).astype(jnp.float32)
+        shares = jnp.where(mask, shares, 0.0)
+        by_head = shares.reshape(batch, num_kv_heads, -1, shares.shape[3])  # B K GT S
+        new = jnp.max(by_head, axis=2) if mass == "peak" else jnp.sum(by_head, axis=2) / group
+        if segment.owners is not None:  # of the others, none sees the slot
+            new = jnp.sum(new, axis=1, keepdims=True)
+        start = blocks.start(index)
+        old = jax.lax.dynamic_slice_in_dim(masses, start, blocks.size, axis=2)
+        new = jnp.where(blocks.fresh(index)[None, None], new, old)
+        return jax.lax.dynamic_update_slice_in_dim(masses, new, start, axis=2)
+
+    heads = num_kv_heads if segment.owners is None else 1
+    return jax.lax.fori_loop(0, blocks.count, step, jnp.zeros((batch, heads, blocks.num_slots), jnp.float32))
 
 
 def _products(queries: Float[Array, "B N T R"], keys: Float[Array, "B k S R"]) -> Float[Array, "B N T S"]:
@@ -143,10 +221,16 @@ def _products(queries: Float[Array, "B N T R"], keys: Float[Array, "B k S R"]) -
     return products.reshape(batch, num_heads, num_tokens, keys.shape[2])
 
 
-def _visible(query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"]) -> Bool[Array, "B #K T S"]:
-    """Which slot each query may see."""
+def _visible(
+    segment: Segment, query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"]
+) -> Bool[Array, "B #K T S"]:
+    """Which slot each query of each key/value head may see."""
     key, query = positions[:, :, None, :], query_positions[:, None, :, None]
-    return (key >= 0) & (key <= query)
+    visible = (key >= 0) & (key <= query)
+    if segment.owners is None:
+        return visible
+    heads = jnp.arange(segment.num_kv_heads, dtype=jnp.int32)[None, :, None, None]
+    return visible & (segment.owners[:, :, None, :] == heads)
 
 
 def _live_slots(query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"]) -> Int[Array, ""]:

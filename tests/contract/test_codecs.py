@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.cache import abstract_cache
-from kvjax.policy import Policy, parse_policy
+from kvjax.empty import abstract_cache
+from kvjax.grammar import parse_policy
+from kvjax.policy import Policy
 from kvjax.stages.linear import Linear
 from kvjax.stages.quantise import Exact
 from tests.contract.codecs import CODECS, EXACT, model, random_tokens, statistics

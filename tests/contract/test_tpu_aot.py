@@ -24,9 +24,9 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 import models
-from kvjax.cache import abstract_cache
+from kvjax.empty import abstract_cache
 from kvjax.decoding import compressed_decode
-from kvjax.policy import parse_policy
+from kvjax.grammar import parse_policy
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
 mesh = Mesh(np.array(topology.devices[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
@@ -67,6 +67,7 @@ def test_coded_bodies_take_their_stated_bits_on_tpus(topology, policies, record_
         JAX_PLATFORMS="cpu",
         XLA_FLAGS="",
         TPU_SKIP_MDS_QUERY="1",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
         TPU_WORKER_HOSTNAMES="localhost",
         TPU_WORKER_ID="0",
         PYTHONPATH=str(Path(__file__).resolve().parent.parent.parent),

@@ -9,9 +9,9 @@ import pytest
 
 import kvjax
 from kvjax.accounting import account, device_bytes, full_cache_bytes, num_rounds
-from kvjax.cache import empty_cache
+from kvjax.empty import empty_cache
+from kvjax.grammar import parse_policy
 from kvjax.model_shape import ModelShape
-from kvjax.policy import parse_policy
 from kvjax.sharding import Placement, make_mesh
 from tests.tiny import tiny_model
 

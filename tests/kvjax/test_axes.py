@@ -9,6 +9,17 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 EXTRA = {
     "Q": "G T rows of one matrix, said where it is used",
     "half": "D / 2 bands",
+    "*rows": "any axes before the slots",
+    "units": "neighbouring slots that are kept or dropped together",
+    "old": "units of a body before a round",
+    "new": "units that come in a round",
+    "size": "units that are listed",
+    "n": "rows that are written",
+    "bytes": "of packed codes",
+    "pages": "p, in words",
+    "count": "pages that are read",
+    "chunks": "of `lag` tokens",
+    "lag": "tokens of a chunk",
     "...": "any axes",
     "_": "any size",
 }

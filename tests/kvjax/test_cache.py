@@ -8,7 +8,7 @@ import numpy as np
 
 import kvjax
 from kvjax.accounting import full_cache_bytes
-from kvjax.cache import abstract_cache, empty_cache
+from kvjax.empty import abstract_cache, empty_cache
 from kvjax.model_shape import ModelShape
 from kvjax.policy import Policy
 from kvjax.sharding import Placement, make_mesh

@@ -80,7 +80,7 @@ def _use(codec, given, positions, queries, arrays):
     """Products with keys, or sums of values, from stored numbers and from decoded vectors; the numbers, the parts."""
     parts = codec.encode(given, positions=positions, arrays=arrays)
     read = read_parts(codec.readable(parts, arrays), positions[:, None])
-    decoded = codec.decode(parts, positions=positions, arrays=arrays)
+    decoded = codec.decode(parts, positions=positions[:, None], arrays=arrays)
     wide, all_decoded = (jnp.repeat(numbers, N // numbers.shape[1], axis=1) for numbers in (read, decoded))
     if codec.role == "keys":
         prepared, bias = codec.prepare_query(queries, arrays)

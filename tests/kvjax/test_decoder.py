@@ -1,6 +1,7 @@
 """The settings of a run become a sampling rule, a cache and its account (whole runs: test_decode.py)."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -93,19 +94,21 @@ def test_a_run_reports_what_its_cache_takes(program, tmp_path):
 
 
 def test_policies_that_need_statistics(program, tmp_path):
-    """They run with those of the model; without, or with another model's, the mistake is one line."""
+    """They run with those given or beside the weights; without, or with another model's, the mistake is one line."""
     fields = json.loads((ROOT / "models" / "tiny" / "config.json").read_text())
     write_statistics(tmp_path / "own", parse_config(fields, source="models/tiny").cache_shape("float32"))
     write_statistics(tmp_path / "other", tiny_config().cache_shape("float32"))
     policy = "--config.policy=lowrank(rank=16)"
     own = f"--config.statistics={tmp_path / 'own'}"
     assert program(policy, own, "--config.max_new_tokens=1")[0] == 0
+    assert program(policy, "--config.max_new_tokens=1")[0] == 0
+    bare = shutil.copytree(ROOT / "models" / "tiny", tmp_path / "bare", ignore=lambda *_: ["statistics.safetensors"])
     for given, message in (
-        ((), "needs statistics of the model's keys: write them once with `python -m kvjax.calibrate"),
-        (("other",), "belong to another model: their num_layers is 2, the model's is 4"),
-        (("none",), "There is no statistics file"),
+        (f"model={bare}", "needs statistics of the model's keys: write them once with `python -m kvjax.calibrate"),
+        (f"statistics={tmp_path / 'other'}", "belong to another model: their num_layers is 2, the model's is 4"),
+        (f"statistics={tmp_path / 'none'}", "There is no statistics file"),
     ):
-        code, out, err = program(policy, *(f"--config.statistics={tmp_path / name}" for name in given))
+        code, out, err = program(policy, f"--config.{given}")
         assert (code, out) == (2, "")
         assert message in err
         assert err.startswith("error: ")

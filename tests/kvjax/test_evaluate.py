@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import string
 
 import numpy as np
@@ -14,6 +15,7 @@ from kvjax.folder import find_checkpoint
 from kvjax.statistics import Statistics, empty_statistics
 from kvjax.statistics_file import save_statistics
 from kvjax.text import load_tokenizer
+from tests.conftest import ROOT
 from tests.tiny import tiny_config
 
 SMALL = "+exact(sinks=2,window=8,round=8)"
@@ -65,6 +67,7 @@ def test_a_report_and_a_table(program, text, tmp_path):
     )
     for row in (full, int8):
         assert set(wanted.split()) <= row.keys()
+        assert row["tokens_per_second"] > 0
         assert (row["task"], row["tokens"], len(row["layers"])) == ("ppl", 64, 4)
         assert row["full_cache_bytes"] == 2 * 4 * 2 * 2 * 192 * 64 * 4  # keys and values, layers, rows, heads, ...
     assert (full["policy"], full["kl_mean"], full["top1_agreement"]) == ("full", 0.0, 1.0)
@@ -97,7 +100,7 @@ def test_an_interrupt_keeps_the_rows_that_are_done(program, text, tmp_path, monk
         (["--tasks=pl"], "Unknown task 'pl'. Did you mean 'ppl'?"),
         (["--policies=int8;in8"], "Unknown policy term 'in8'. Did you mean 'int8'?"),
         (["--policies=turboquant(bits=5)"], "turboquant(bits) is 5.0; it must be one of"),
-        (["--policies=oscar"], "needs statistics of the model's"),
+        (["--policies=oscar", "--config.model={folder}/bare"], "needs statistics of the model's"),
         (["--config.statistics=/none"], "There is no statistics file '/none'"),
         (["--config.statistics={folder}/other"], "belong to another model: their num_layers is 2, the model's is 4"),
         (["--prefix=10000"], "tokens, fewer than a row of 10032"),
@@ -110,6 +113,8 @@ def test_an_interrupt_keeps_the_rows_that_are_done(program, text, tmp_path, monk
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(program, text, tmp_path, argv, message):
+    bare = ["statistics.safetensors"]
+    shutil.copytree(ROOT / "models" / "tiny", tmp_path / "bare", ignore=lambda *_: bare)
     (tmp_path / "latin1.txt").write_bytes("déjà vu\n".encode("latin-1") * 100)
     other = tiny_config().cache_shape("float32")
     save_statistics(tmp_path / "other", Statistics(empty_statistics(other), other))
@@ -144,7 +149,7 @@ def test_policies_on_held_out_text(program, shared_data, tmp_path, record_proper
     order = ["int8", *(f"turboquant(bits={bits})" for bits in (4, 3, 2, 1))]
     sketch = "turboquant(bits=4,prod=gaussian)"
     path = tmp_path / "report.json"
-    code, _, err = program(f"--policies={';'.join([*order, 'int4', sketch])}", f"--report={path}")
+    code, _, err = program(f"--policies={';'.join([*order, 'int4', sketch])}", f"--report={path}", "--nospeed")
     assert (code, err) == (0, "")
     rows = {row["policy"]: row for row in json.loads(path.read_text())["rows"]}
     shown = ", ".join(f"{name} {row['kl_mean']:.5f} ({row['perplexity_change']:+.3%})" for name, row in rows.items())

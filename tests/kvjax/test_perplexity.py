@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, rel_entr
 
-from kvjax.cache import empty_cache
+from kvjax.empty import empty_cache
+from kvjax.grammar import parse_policy
 from kvjax.perplexity import Scores, compare, score
-from kvjax.policy import Policy, parse_policy
+from kvjax.policy import Policy
 from tests.tiny import tiny_model, whole_pass
 
 model = functools.partial(tiny_model, layers=1)

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from kvjax.cache import empty_cache
+from kvjax.empty import empty_cache
+from kvjax.grammar import parse_policy
 from kvjax.model_shape import ModelShape
-from kvjax.policy import Policy, parse_policy
-from kvjax.rounds import append, fill, make_room, room
+from kvjax.policy import Policy
+from kvjax.rounds import append, make_room, room
 from kvjax.sharding import Placement
 
 SHAPE = ModelShape(num_layers=1, num_query_heads=8, num_kv_heads=4, head_size=16, dtype="bfloat16", vocab_size=64)
@@ -38,18 +38,6 @@ def test_padding_is_written_nowhere():
     written = append(segment, new, values=new, positions=positions, placement=Placement())
     np.testing.assert_array_equal(written.positions[:, :4], [[0, 1, 2, -1], [0, -1, -1, -1]])
     assert float(written.keys[1].sum()) == 4 * 16
-
-
-def test_filling_equals_appending():
-    layer = make().layers[0]
-    generator = np.random.default_rng(0)
-    keys, values = (jnp.asarray(generator.normal(size=(2, 7, 4, 16)), jnp.bfloat16) for _ in range(2))
-    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
-    arguments = {"keys": keys, "values": values, "positions": positions, "placement": Placement()}
-    one = fill(layer, jnp.zeros((2, 7, 8, 16)), **arguments).exact
-    other = append(layer.exact, **arguments)
-    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 def slots(segment):
@@ -113,35 +101,3 @@ def test_rows_come_due_at_their_own_steps():
     exact, body = cache.layers[0].exact, cache.layers[0].body
     assert exact.positions.tolist() == [[-1] * 8, [0, 1, 2, 3, 4, 5, 6, -1]]
     assert body.positions[:, 0, :9].tolist() == [[*range(8), -1], [-1] * 9]
-
-
-@pytest.mark.parametrize("num_tokens", [1, 12, 13, 14, 21, 22, 29, 30])
-def test_a_prompt_is_filled_as_if_its_tokens_came_one_by_one(num_tokens):
-    """For a whole row and a shorter one beside it: the same slots, the same positions."""
-    policy = parse_policy("none+exact(sinks=2,window=3,round=8)")
-    start = empty_cache(SHAPE, policy=policy, batch=2, max_tokens=30)
-    lengths = jnp.asarray([num_tokens, max(num_tokens - 9, 1)])
-    offsets = jnp.arange(num_tokens)[None]
-    positions = jnp.where(offsets < lengths[:, None], offsets, -1)
-    keys = jnp.broadcast_to(offsets[..., None, None], (2, num_tokens, 4, 16)).astype(jnp.bfloat16)
-    filled = jax.jit(fill, static_argnames="placement")(
-        start.layers[0],
-        jnp.zeros((2, num_tokens, 8, 16)),
-        keys=keys,
-        values=-keys,
-        positions=positions,
-        placement=Placement(),
-    )
-    for row, length in enumerate(lengths.tolist()):
-        stepped = start
-        for position in range(length):
-            stepped = step(stepped, position)
-        theirs = stepped.layers[0]
-        for ours, witness in ((filled.exact, theirs.exact), (filled.body, theirs.body)):
-            np.testing.assert_array_equal(ours.positions[row], witness.positions[row])
-        live = np.asarray(theirs.exact.positions[row]) >= 0
-        np.testing.assert_array_equal(filled.exact.keys[row][:, live], theirs.exact.keys[row][:, live])
-        live = np.asarray(theirs.body.positions[row, 0]) >= 0
-        np.testing.assert_array_equal(
-            filled.body.values[0].planes[0][row][:, live], theirs.body.values[0].planes[0][row][:, live]
-        )

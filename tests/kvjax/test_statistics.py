@@ -98,7 +98,7 @@ def test_moments_of_queries():
     rotated = tokens["queries_rotated"].reshape(30, 4, 2, 8)
     close(layer.queries_second, np.einsum("tkgd,tkge->kde", rotated, rotated) / (30 * 2))
     plain = tokens["queries"]
-    close(layer.queries_mean, plain.mean(axis=0))
+    close(layer.queries.mean, plain.mean(axis=0))
     close(layer.queries_norm, np.hypot(plain[..., :4], plain[..., 4:]).mean(axis=0))
 
 
@@ -174,5 +174,5 @@ def test_a_models_first_layer_against_its_projections():
         mean, second = moments_of(theirs)
         close(ours.mean, mean)
         close(ours.second, second)
-    close(layers[0].queries_mean, queries.mean(axis=0))
+    close(layers[0].queries.mean, queries.mean(axis=0))
     assert np.abs(np.asarray(layers[0].keys.mean) - keys.mean(axis=0)).max() > 0.01  # rotated, they differ

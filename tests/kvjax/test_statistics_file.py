@@ -129,3 +129,23 @@ def test_another_config_of_the_same_dimensions(saved):
     config = dataclasses.replace(tiny_config(), norm_epsilon=1e-5)
     message = refusal(saved, config.cache_shape("float32"))
     assert f"config (its hash) is {SHAPE.fingerprint}, the model's is {config.fingerprint()}" in message
+
+
+def test_published_statistics_of_triattention(tmp_path, shared_data):
+    """A `.pt` file is read as one of theirs, for a model of its shape."""
+    path = shared_data / "triattention-stats" / "ds_qwen7b.aime24.pt"
+    if not path.exists():
+        pytest.skip(f"needs {path}, which is not part of the tree")
+    shape = dataclasses.replace(SHAPE, num_layers=28, num_query_heads=28, num_kv_heads=4, head_size=128)
+    statistics = load_statistics(path, shape)
+    assert statistics.source == str(path)
+    assert [layer.queries.mean.shape for layer in statistics.layers] == [(28, 128)] * 28
+    assert "28 layers of 28 query heads of size 128; this model has 2" in refusal(path)
+    assert "There is no statistics file" in refusal(tmp_path / "none.pt")
+
+
+def test_a_pt_file_of_another_kind(tmp_path):
+    (tmp_path / "diary.pt").write_bytes(b"a diary, not statistics")
+    with pytest.raises(UserError, match="diary.pt cannot be read as tensors") as caught:
+        load_statistics(tmp_path / "diary.pt", SHAPE)
+    assert "\n" not in str(caught.value)

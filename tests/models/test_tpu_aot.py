@@ -26,7 +26,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 import models
-from kvjax.cache import abstract_cache
+from kvjax.empty import abstract_cache
 from kvjax.decoding import compressed_decode
 from kvjax.policy import Policy
 
@@ -53,6 +53,7 @@ def test_qwen3_8b_decodes_on_v6e_2x4(record_property):
         JAX_PLATFORMS="cpu",
         XLA_FLAGS="",
         TPU_SKIP_MDS_QUERY="1",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
         TPU_WORKER_HOSTNAMES="localhost",
         TPU_WORKER_ID="0",
         PYTHONPATH=str(Path(__file__).resolve().parent.parent.parent),

@@ -7,7 +7,7 @@ import pytest
 
 import kvjax
 import models
-from kvjax.cache import empty_cache
+from kvjax.empty import empty_cache
 
 NAMES = [
     "llama2",

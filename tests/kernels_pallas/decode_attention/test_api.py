@@ -31,3 +31,10 @@ def test_an_unknown_implementation_is_refused():
             implementation="cuda",
         )
     assert chosen_implementation() in IMPLEMENTATIONS
+
+
+def test_an_unknown_mass_is_refused():
+    queries, keys, values = inputs()
+    where = {"query_positions": jnp.zeros((2, 1), jnp.int32), "key_positions": jnp.zeros((2, 300), jnp.int32)}
+    with pytest.raises(ValueError, match="gives no mass 'mean': ask for one of sum, peak, low"):
+        attend(queries, keys, values=values, mass="mean", **where)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kernels_pallas.coded import Coded, pack
-from kernels_pallas.decode_attention import Segment, decode_attention
-from kernels_pallas.decode_attention.reference import block_slots_for
+from kernels_pallas.decode_attention import Segment, decode_attention, reference
+from kernels_pallas.decode_attention.reference import MASSES, block_slots_for
 
 
 def inputs(*, batch=2, tokens=1, slots=300, query_heads=4, kv_heads=2, head_size=16, seed=0):
@@ -175,3 +175,119 @@ def test_codes_with_heads_shared_positions_apart_and_a_bias():
 )
 def test_blocks_are_equal_and_hold_about_a_mebibyte(rows, slots, block):
     assert block_slots_for(rows, slots, 64) == block
+
+
+def scattered(*, tokens, slots=(700, 300), kv_heads=2, pad=True, seed=11):
+    """Two segments with positions of each head's own, a third of the slots empty; the last token of row 0 is padding.
+
+    Gives queries, arrays of each segment (keys, values, positions), and query positions.
+    """
+    generator = np.random.default_rng(seed)
+    queries = inputs(tokens=tokens, kv_heads=kv_heads, seed=seed)[0] * 2
+    places = np.stack([[generator.permutation(sum(slots)) for _ in range(kv_heads)] for _ in range(2)])
+    places[generator.random(places.shape) < 0.3] = -1
+    segments, start = [], 0
+    for index, size in enumerate(slots):
+        _, keys, values = inputs(slots=size, kv_heads=kv_heads, seed=seed + index)
+        segments.append((keys, values, places[:, :, start : start + size].astype(np.int32)))
+        start += size
+    query_positions = generator.integers(200, sum(slots), (2, tokens)).astype(np.int32)
+    if pad and tokens > 1:
+        query_positions[0, -1] = -1
+    return queries, segments, query_positions
+
+
+def segment_of(queries, keys, values, positions, **rest):
+    return Segment(
+        queries=queries,
+        keys=(Coded(planes=(keys,)),),
+        values=(Coded(planes=(values,)),),
+        positions=jnp.asarray(positions),
+        num_kv_heads=rest.pop("num_kv_heads", keys.shape[1]),
+        **rest,
+    )
+
+
+def masses_of(queries, segments, query_positions, scale):
+    """Masses of all slots, segment after segment, from the whole matrix of probabilities in float64: name -> B K S."""
+    keys = np.concatenate([np.asarray(keys, np.float64) for keys, _, _ in segments], axis=2)
+    positions = np.concatenate([positions for _, _, positions in segments], axis=2)
+    kv_heads, group = keys.shape[1], queries.shape[2] // keys.shape[1]
+    by_head = np.asarray(queries, np.float64).reshape(*queries.shape[:2], kv_heads, group, -1)
+    seen = (positions[:, :, None] >= 0) & (positions[:, :, None] <= query_positions[:, None, :, None])  # B K T S
+    scores = np.einsum("BTKGD,BKSD->BKGTS", by_head, keys) * scale
+    weights = np.where(seen[:, :, None], np.exp(scores), 0.0)
+    shares = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    low = seen[:, :, None] & (shares < 1 / np.maximum(seen.sum(-1), 1)[:, :, None, :, None])
+    return {"sum": shares.sum(3).mean(2), "peak": shares.max((2, 3)), "low": low.sum(3).mean(2)}
+
+
+@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_masses_are_those_of_the_whole_matrix(tokens, mass, monkeypatch):
+    """Slots in several blocks, holes, positions apart, padding; and asking for them changes nothing else."""
+    monkeypatch.setattr(reference, "_BLOCK_ELEMENTS", 1)
+    assert block_slots_for(4, 700, 16) == 234  # the last of three overlaps its neighbour
+    queries, segments, newest = scattered(tokens=tokens)
+    parts = tuple(segment_of(queries, *segment) for segment in segments)
+    asked = decode_attention(parts, query_positions=jnp.asarray(newest), scale=0.25, mass=mass)
+    expected = masses_of(queries, segments, newest, 0.25)[mass]
+    ours = np.concatenate([one.mass for one in asked], axis=2)
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-7)
+    places = np.concatenate([positions for _, _, positions in segments], axis=2)
+    np.testing.assert_array_equal(ours[places < 0], 0)
+    plain = decode_attention(parts, query_positions=jnp.asarray(newest), scale=0.25)
+    for one, other in zip(asked, plain, strict=True):
+        np.testing.assert_array_equal(one.output, other.output)
+        assert other.mass is None
+
+
+def test_masses_add_up_to_the_tokens_that_see_anything():
+    queries, segments, newest = scattered(tokens=5)
+    parts = tuple(segment_of(queries, *segment) for segment in segments)
+    asked = decode_attention(parts, query_positions=jnp.asarray(newest), scale=0.25, mass="sum")
+    total = sum(np.asarray(one.mass).sum(axis=2) for one in asked)
+    np.testing.assert_allclose(total, np.broadcast_to((newest >= 0).sum(1)[:, None], total.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("mass", MASSES)
+def test_masses_of_queries_that_see_nothing_are_zero(mass):
+    """Padding alone, an empty segment, and NaN in it."""
+    queries, segments, newest = scattered(tokens=2)
+    (keys, values, positions), other = segments
+    none = segment_of(queries, keys * jnp.nan, values, np.full_like(positions, -1))
+    nothing = decode_attention((none,), query_positions=jnp.asarray(newest), scale=0.25, mass=mass)
+    padding = decode_attention(
+        (segment_of(queries, *other),), query_positions=jnp.full((2, 2), -1), scale=0.25, mass=mass
+    )
+    assert not np.asarray(nothing[0].mass).any()
+    assert not np.asarray(padding[0].mass).any()
+
+
+@pytest.mark.parametrize("mass", [None, *MASSES])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_pool_equals_slots_of_each_heads_own(tokens, mass, monkeypatch):
+    """All heads' slots in one pool, in any order, an owner each, beside a segment that is no pool."""
+    monkeypatch.setattr(reference, "_BLOCK_ELEMENTS", 1)
+    queries, segments, newest = scattered(tokens=tokens)
+    keys, values, positions = segments[0]
+    pool, order = 2 * 700, np.random.default_rng(2).permutation(1400)
+
+    def pooled(array):
+        return jnp.asarray(np.asarray(array).reshape(2, 1, pool, *array.shape[3:])[:, :, order])
+
+    owners = np.broadcast_to(np.repeat(np.arange(2, dtype=np.int32), 700)[order], (2, 1, pool))
+    shared = segment_of(
+        queries, pooled(keys), pooled(values), pooled(positions), owners=jnp.asarray(owners), num_kv_heads=2
+    )
+    rest = segment_of(queries, *segments[1])
+    where = {"query_positions": jnp.asarray(newest), "scale": 0.25, "mass": mass}
+    ours = decode_attention((shared, rest), **where)
+    theirs = decode_attention((segment_of(queries, *segments[0]), rest), **where)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.output, other.output, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(one.weight, other.weight, rtol=0, atol=2e-6)
+    if mass is not None:
+        assert ours[0].mass.shape == (2, 1, pool)
+        np.testing.assert_allclose(ours[0].mass, pooled(theirs[0].mass), rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(ours[1].mass, theirs[1].mass, rtol=2e-5, atol=1e-7)

@@ -5,7 +5,7 @@ import pytest
 
 from kvjax.codec import CODECS, ExactSizes
 from kvjax.errors import UserError
-from kvjax.policy import parse_policy
+from kvjax.grammar import parse_policy
 from tests.fitted import bytes_a_token, error_of, fitted, normal, relative_error, shape_of, stored
 
 ERRORS = {(2, 32): 0.1543, (2, 64): 0.2027, (2, 128): 0.2508, (3, 32): 0.0281, (4, 32): 0.00612, (4, 128): 0.00996}

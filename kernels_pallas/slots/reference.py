@@ -1,0 +1,118 @@
+"""The definition of the operation in plain jax.numpy.
+
+    take    slots a b c d e f, index 0 2 3 5        ->   a c d f
+    put     slots a b c d e f, new x y to 1 and 4   ->   a x c d y f
+
+Where a byte holds several tokens and units are single slots, bytes are taken apart: `take` unpacks, moves and packs;
+`put` rewrites the fields of each place in the byte in turn, so that two tokens of one byte may both be replaced.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, UInt8
+
+from kernels_pallas.coded import Parts
+
+
+def take_slots(parts: Parts, index: Int[Array, "B K units"], *, unit: int) -> Parts:
+    """See `api.take_slots`."""
+    index = jnp.maximum(index, 0)
+
+    def take(array: jax.Array, *, axis: int, entries: tuple[int, int]) -> jax.Array:
+        shared = index.shape[1] // array.shape[1]
+        tokens_third = jnp.moveaxis(array, axis, 2)  # B k entries ...
+        return jnp.moveaxis(_take(tokens_third, index[:, ::shared], unit, entries), 2, axis)
+
+    return tuple(part.map_tokens(take) for part in parts)
+
+
+def _take(array: jax.Array, index: Int[Array, "B k units"], unit: int, entries: tuple[int, int]) -> jax.Array:
+    """Units of `B k entries ...`; a token has numerator / denominator entries."""
+    numerator, denominator = entries
+    whole, rest = divmod(unit * numerator, denominator)
+    if rest:  # several tokens of a byte may part
+        return _join(_take(_spread(array, numerator), index, unit, (1, 1)), numerator)
+    units = array.reshape(*array.shape[:2], -1, whole, *array.shape[3:])
+    taken = jax.vmap(jax.vmap(lambda array, index: array[index]))(units, index)
+    return taken.reshape(*array.shape[:2], -1, *array.shape[3:])
+
+
+def put_slots(parts: Parts, new: Parts, slots: Int[Array, "B K units"], *, unit: int) -> Parts:
+    """See `api.put_slots`."""
+
+    def put(array: jax.Array, new: jax.Array, *, axis: int, entries: tuple[int, int]) -> jax.Array:
+        shared = slots.shape[1] // array.shape[1]
+        old, fresh = jnp.moveaxis(array, axis, 2), jnp.moveaxis(new, axis, 2)
+        return jnp.moveaxis(_put(old, fresh, slots[:, ::shared], unit, entries), 2, axis)
+
+    return tuple(part.map_tokens(put, other) for part, other in zip(parts, new, strict=True))
+
+
+def _put(
+    old: jax.Array, new: jax.Array, slots: Int[Array, "B k units"], unit: int, entries: tuple[int, int]
+) -> jax.Array:
+    """Units of `new` written into `B k entries ...`."""
+    numerator, denominator = entries
+    whole, rest = divmod(unit * numerator, denominator)
+    if rest:  # several tokens of a byte may part
+        single = slots[..., None] * unit + jnp.arange(unit, dtype=jnp.int32).reshape(1, 1, 1, -1)
+        single = jnp.where(slots[..., None] >= 0, single, -1).reshape(*slots.shape[:2], -1)
+        return _put_fields(old, _spread(new, numerator), single, numerator)
+    units = old.reshape(*old.shape[:2], -1, whole, *old.shape[3:])
+    fresh = new.reshape(*new.shape[:2], -1, whole, *new.shape[3:])
+    places = jnp.where(slots >= 0, slots, units.shape[2])  # outside: dropped
+    return _scatter(units, places, fresh).reshape(old.shape)
+
+
+def _put_fields(
+    plane: Int[Array, "B k bytes R"], fields: UInt8[Array, "B k U R"], slots: Int[Array, "B k U"], width: int
+) -> Int[Array, "B k bytes R"]:
+    """Fields of `width` bits written into packed bytes, those of one place in the byte after those of another."""
+    per_byte, packed = 8 // width, plane.view(jnp.uint8)
+    for place in range(per_byte):
+        chosen = (slots >= 0) & (slots % per_byte == place)
+        rows = jnp.where(chosen, slots // per_byte, 0)
+        mask = jnp.uint8(((1 << width) - 1) << (width * place))
+        old = jax.vmap(jax.vmap(lambda array, index: array[index]))(packed, rows)
+        written = (old & ~mask) | (fields << (width * place))
+        packed = _scatter(packed, jnp.where(chosen, rows, packed.shape[2]), written)
+    return packed.view(jnp.int8)
+
+
+def _scatter(array: jax.Array, places: Int[Array, "B k n"], rows: jax.Array) -> jax.Array:
+    """Rows written at their places along axis 2; places beyond the end are dropped."""
+
+    def one(array: jax.Array, places: jax.Array, rows: jax.Array) -> jax.Array:
+        return array.at[places].set(rows, mode="drop")
+
+    return jax.vmap(jax.vmap(one))(array, places, rows)
+
+
+def _spread(plane: Int[Array, "B k bytes R"], width: int) -> UInt8[Array, "B k S R"]:
+    """Packed fields of `width` bits, one a token, as uint8."""
+    shifts = jnp.arange(0, 8, width, dtype=jnp.uint8).reshape(1, 1, 1, -1, 1)
+    fields = (plane.view(jnp.uint8)[:, :, :, None] >> shifts) & ((1 << width) - 1)
+    return fields.reshape(*plane.shape[:2], -1, plane.shape[3])
+
+
+def _join(fields: UInt8[Array, "B k S R"], width: int) -> Int[Array, "B k bytes R"]:
+    """The inverse of `_spread`."""
+    per_byte = 8 // width
+    apart = fields.reshape(*fields.shape[:2], -1, per_byte, fields.shape[3])
+    packed = apart[:, :, :, 0]
+    for place in range(1, per_byte):
+        packed = packed | (apart[:, :, :, place] << (width * place))
+    return packed.view(jnp.int8)
+
+
+def merge_heads(parts: Parts) -> Parts:
+    """The slots of all heads as those of one: `B K S...` -> `B 1 K*S...`, head after head."""
+
+    def merge(array: jax.Array, *, axis: int, entries: tuple[int, int]) -> jax.Array:
+        del entries
+        together = jnp.moveaxis(array, 1, axis - 1)  # ... K entries ...
+        sizes = together.shape
+        merged = together.reshape(*sizes[: axis - 1], sizes[axis - 1] * sizes[axis], *sizes[axis + 1 :])
+        return merged[:, None]
+
+    return tuple(part.map_tokens(merge) for part in parts)

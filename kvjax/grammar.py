@@ -1,0 +1,298 @@
+"""The language of policies: terms joined by `+`, read into a `Policy`.
+
+SELECTION(budget=..., ...)          which tokens stay; at most one
+CODEC(...)                          how keys and values are stored
+key(CODEC,...)  value(CODEC,...)    or apart
+exact(sinks=P,window=W,round=U)     overrides the segment that the codec or the selection asks for, in part or whole
+layers(uniform)  layers(pyramid,beta=20)  layers(512,256,...)
+heads(uniform)  heads(adaptive,floor=0.2)
+prompt(N)                           prompts of up to N tokens stay, on top of the budget; prompt(inside) counts them
+protect(values=0.01)                that share of a head's budget is for the values of largest norm
+edges(n)                            the first and last n layers stay uncompressed
+"""
+
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from kvjax.codec import CODECS, Codec, ExactSizes
+from kvjax.errors import UserError, check_between, check_choice, unknown
+from kvjax.policy import FULL, HEADS, SCHEDULES, Heads, Layers, PinnedPrompt, Policy
+from kvjax.selection import SELECTIONS, Selection
+
+SETTINGS = ("exact", "edges", "layers", "heads", "prompt", "protect")
+"""Terms that say how, beside those that say what."""
+
+TERMS = ("full", "key", "value", *SETTINGS)
+"""Words of the language beside the names of codecs and selections."""
+
+_TERM = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*$")
+
+
+def parse_policy(text: Any) -> Policy:
+    """Reads a policy from the string that people type.
+
+    Args:
+      text: e.g. "kivi(bits=2)+exact(window=64)"; a `Policy` is returned as it is.
+
+    Raises:
+      UserError: a term or an argument is unknown, or a value is out of range, with the nearest that would do.
+    """
+    if isinstance(text, Policy):
+        return text
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"A policy is a string such as 'full' or 'int8', not {text!r}.")
+    text = " ".join(text.split())
+    codecs: dict[str, Codec] = {}
+    settings: dict[str, Any] = {}
+    selection, words = None, []
+    for word in _split(text):
+        name, positional, named = _read_term(word)
+        words.append(_write_term(name, positional, named))
+        if name in SETTINGS:
+            if name in settings:
+                raise UserError(f"The policy '{text}' has {name} twice; give it once.")
+            settings[name] = _READERS[name](positional, named)
+        elif name in SELECTIONS.names():
+            if selection is not None:
+                raise UserError(f"The policy '{text}' has two selections; give one.")
+            selection = _selection_of(name, positional, named)
+        else:
+            for role, codec in _codecs_of(name, positional, named).items():
+                if role in codecs:
+                    raise UserError(f"The policy '{text}' has two codecs for {role}; give one, or key(...)+value(...).")
+                codecs[role] = codec
+    if not codecs and selection is None:
+        raise UserError(
+            f"The policy '{text}' names no codec and no selection; begin it with one, or with full: "
+            f"'full+{text.strip()}'."
+        )
+    policy = _assemble(codecs, selection, settings, text="+".join(words))
+    _check_round(policy)
+    policy.check()
+    return policy
+
+
+def _assemble(codecs: dict[str, Codec], selection: Selection | None, settings: dict[str, Any], *, text: str) -> Policy:
+    """The policy, with what the terms left open."""
+    plain = [name for name, codec in codecs.items() if codec == FULL[name]]
+    if selection is not None:
+        exact = ExactSizes()
+    else:
+        exact = Policy().exact if len(plain) == len(codecs) else next(iter(codecs.values())).exact
+        needless = [name for name in ("layers", "heads", "prompt", "protect") if name in settings]
+        if needless:
+            raise UserError(
+                f"The policy '{text}' has {needless[0]}(...) and no selection, so nothing is ever evicted: add one, "
+                f"e.g. snapkv(budget=1024), or leave it out."
+            )
+    layers = settings.get("layers") or Layers(kind=selection.schedule if selection else "uniform")
+    heads = settings.get("heads") or Heads(kind=selection.heads if selection else "uniform")
+    return Policy(
+        **{**FULL, **codecs},
+        exact=dataclasses.replace(exact, **settings.get("exact", {})),
+        edges=settings.get("edges", 0),
+        selection=selection,
+        layers=layers,
+        heads=heads,
+        prompt=settings.get("prompt"),
+        outliers=settings.get("protect", 0.0),
+        text=text,
+    )
+
+
+def split_policies(text: str) -> list[str]:
+    """Splits a list of policies at commas and semicolons outside parentheses."""
+    parts = re.split(r"[,;](?![^()]*\))", text)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _split(text: str) -> list[str]:
+    """The terms of a policy."""
+    return re.split(r"\+(?![^()]*\))", text)
+
+
+def _read_term(word: str) -> tuple[str, list[str], dict[str, str]]:
+    """Name, positional and named arguments of a term."""
+    match = _TERM.match(word)
+    if not match:
+        raise UserError(
+            f"'{word.strip()}' is no term of a policy: write NAME or NAME(argument=value, ...), joined by '+'."
+        )
+    positional, named = [], {}
+    for argument in filter(None, (part.strip() for part in (match.group(2) or "").split(","))):
+        if "=" in argument:
+            key, value = (half.strip() for half in argument.split("=", 1))
+            if key in named:
+                raise UserError(f"'{word.strip()}' gives {key} twice.")
+            named[key] = value
+        else:
+            positional.append(argument)
+    name = match.group(1)
+    known = [*TERMS, *CODECS.names(), *SELECTIONS.names()]
+    if name not in known:
+        raise unknown("policy term", name, known)
+    return name, positional, named
+
+
+def _write_term(name: str, positional: list[str], named: dict[str, str]) -> str:
+    """A term in its plain spelling."""
+    arguments = [*positional, *(f"{key}={value}" for key, value in named.items())]
+    return f"{name}({','.join(arguments)})" if arguments else name
+
+
+def _codecs_of(name: str, positional: list[str], named: dict[str, str]) -> dict[str, Codec]:
+    """The codecs that a term names, by role."""
+    roles = {"key": ("keys",), "value": ("values",)}.get(name, ("keys", "values"))
+    if name in ("key", "value"):
+        if not positional:
+            raise UserError(f"{name}(...) begins with a codec, e.g. {name}(int8).")
+        name = positional.pop(0)
+    if positional:
+        raise UserError(f"{name} takes arguments by name, e.g. {name}(bits=4); '{positional[0]}' has none.")
+    if name == "full":
+        if named:
+            raise UserError(f"full takes no arguments; '{next(iter(named))}' came.")
+        return {role: FULL[role] for role in roles}
+    make = CODECS.get(name)
+    arguments = _convert(name, make, named)
+    return {role: make(role, **arguments) for role in roles}
+
+
+def _convert(name: str, function: Callable, named: dict[str, str]) -> dict[str, Any]:
+    """Arguments as the types that a function's signature asks for."""
+    parameters = inspect.signature(function).parameters
+    wanted = {key: parameter for key, parameter in parameters.items() if key not in ("role", "layer", "inner")}
+    converted = {}
+    for key, value in named.items():
+        if key not in wanted:
+            raise unknown(f"argument of {name}", key, wanted)
+        kind = wanted[key].annotation
+        convert = _number if kind == int | float else kind
+        try:
+            converted[key] = convert(value)
+        except ValueError as error:
+            noun = "a whole number" if kind is int else "a number"
+            raise UserError(f"{name}({key}) is '{value}'; it must be {noun}.") from error
+    return converted
+
+
+def _number(text: str) -> int | float:
+    """Whole numbers as int, others as float."""
+    return int(text) if text.isdecimal() else float(text)
+
+
+def _exact(positional: list[str], named: dict[str, str]) -> dict[str, int]:
+    """Arguments of `exact`."""
+    if positional or not named:
+        raise UserError("exact takes sinks, window and round by name, e.g. exact(sinks=4,window=128).")
+    sizes = _convert("exact", ExactSizes, named)
+    for key, value in sizes.items():
+        check_between(f"exact({key})", value, 1 if key == "round" else 0, 1 << 20)
+    return sizes
+
+
+def _selection_of(name: str, positional: list[str], named: dict[str, str]) -> Selection:
+    """The selection that a term names."""
+    if positional:
+        raise UserError(f"{name} takes arguments by name, e.g. {name}(budget=1024); '{positional[0]}' has none.")
+    make = SELECTIONS.get(name)
+    selection = make(**_convert(name, make, named))
+    budget = selection.budget
+    if not (0 < budget <= 1.0 if isinstance(budget, float) else 1 <= budget <= 1 << 30):
+        raise UserError(
+            f"{name}(budget) is {budget}; it must be a whole number of tokens, e.g. 1024, or a share, above 0 to 1.0."
+        )
+    return selection
+
+
+def _edges(positional: list[str], named: dict[str, str]) -> int:
+    """The argument of `edges`."""
+    values = positional + [value for key, value in named.items() if key == "layers"]
+    if len(values) != 1 or len(named) + len(positional) != 1 or not values[0].isdecimal():
+        raise UserError("edges takes one whole number, the layers at each end that stay uncompressed: edges(2).")
+    return int(values[0])
+
+
+def _layers(positional: list[str], named: dict[str, str]) -> Layers:
+    """The arguments of `layers`."""
+    if positional and all(value.isdecimal() for value in positional) and not named:
+        return Layers(kind="given", budgets=tuple(map(int, positional)))
+    if len(positional) != 1 or positional[0] == "given":
+        raise UserError("layers takes uniform, pyramid or a budget for each layer, e.g. layers(512,256,256,128).")
+    check_choice("layers(...)", positional[0], [kind for kind in SCHEDULES if kind != "given"])
+    settings = _convert(*(("layers", _pyramid) if positional[0] == "pyramid" else ("layers(uniform)", _nothing)), named)
+    check_between("layers(beta)", settings.get("beta", 20.0), 1.0, 1e6)
+    return Layers(kind=positional[0], **settings)
+
+
+def _heads(positional: list[str], named: dict[str, str]) -> Heads:
+    """The arguments of `heads`."""
+    if len(positional) != 1:
+        raise UserError("heads takes uniform or adaptive, e.g. heads(adaptive,floor=0.2).")
+    check_choice("heads(...)", positional[0], HEADS)
+    settings = _convert(*(("heads", _adaptive) if positional[0] == "adaptive" else ("heads(uniform)", _nothing)), named)
+    check_between("heads(floor)", settings.get("floor", 0.2), 0.0, 1.0)
+    return Heads(kind=positional[0], **settings)
+
+
+def _nothing() -> None:
+    """Takes no arguments."""
+
+
+def _pyramid(beta: float = 20.0) -> None:
+    """The arguments of `layers(pyramid)`."""
+
+
+def _adaptive(floor: float = 0.2) -> None:
+    """The arguments of `heads(adaptive)`."""
+
+
+def _prompt(positional: list[str], named: dict[str, str]) -> PinnedPrompt:
+    """The argument of `prompt`."""
+    if positional == ["inside"] and not named:
+        return PinnedPrompt(inside=True)
+    if len(positional) != 1 or named or not positional[0].isdecimal() or not int(positional[0]):
+        raise UserError(
+            "prompt takes the longest prompt that there is room for on top of the budget, prompt(2048), or "
+            "prompt(inside), which counts it in the budget."
+        )
+    return PinnedPrompt(tokens=int(positional[0]))
+
+
+def _protect(positional: list[str], named: dict[str, str]) -> float:
+    """The argument of `protect`."""
+    if positional or set(named) != {"values"}:
+        raise UserError("protect takes the share of a budget for values of large norm: protect(values=0.01).")
+    share = _convert("protect", _values, named)["values"]
+    check_between("protect(values)", share, 0.0, 1.0)
+    return share
+
+
+def _values(values: float) -> None:
+    """The argument of `protect`."""
+
+
+_READERS: dict[str, Callable[[list[str], dict[str, str]], Any]] = {
+    "exact": _exact,
+    "edges": _edges,
+    "layers": _layers,
+    "heads": _heads,
+    "prompt": _prompt,
+    "protect": _protect,
+}
+
+
+def _check_round(policy: Policy) -> None:
+    """A round holds whole bytes, whole groups and whole pages."""
+    page = policy.selection.page if policy.selection else 1
+    unit = math.lcm(8, policy.keys.granule, policy.values.granule, page or 1)
+    size = policy.exact.round
+    if size % unit:
+        near = max(round(size / unit), 1) * unit
+        raise UserError(
+            f"exact(round) is {size}; with this policy it must be a multiple of {unit}. The nearest is {near}."
+        )
