@@ -2,7 +2,7 @@
 
     view        [ sinks | body | U tokens that move | W newest ]           or a whole prompt
     candidates          [ body | U tokens that move ]                      what the body may hold after this round
-    order       pinned prompt and protected values, then score, then the newest      (kvjax/keeping.py)
+    order       pinned prompt, then protected values, then score, then the newest      (kvjax/keeping.py)
 
 Candidates are kept in units: neighbouring slots that share a codec's scales, 1 for codecs that work token by token.
 """
@@ -60,7 +60,7 @@ class Moved:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("view", "protected", "totals"),
+    data_fields=("view", "protected", "preferred", "totals"),
     meta_fields=("start", "count", "plan", "policy"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,11 @@ class Candidates:
       view: of the layer.
       start: the first candidate's slot in the view.
       count: candidates.
-      protected: `B K count`, candidates that are kept before all others.
+      protected: `B K count`, the pinned prompt: kept before all others.
       totals: `B K` int32, candidates that a head keeps at most (an even share of the pool).
       plan: sizes of the body.
       policy: the cache's.
+      preferred: `B K count`, kept before all but these (`protect(...)`), or None.
     """
 
     view: View
@@ -84,6 +85,7 @@ class Candidates:
     totals: Any
     plan: BodyPlan
     policy: Policy
+    preferred: Any = None
 
     def cut(self, array: jax.Array) -> jax.Array:
         """The candidates' part of an array `B K S ...`."""
@@ -177,16 +179,17 @@ def _candidates(
     held = candidate_positions >= 0
     count = candidate_positions.shape[2]
     pinned = held & (candidate_positions < row.num_pinned[:, None, None])
-    protected = pinned
+    preferred = None
     if policy.outliers:
         norms = jnp.linalg.norm(values[:, :, start : start + count], axis=3)
         most = jnp.full(held.shape[:2], round(policy.outliers * plan.quota), jnp.int32)
         recency = jnp.where(held & ~pinned, candidate_positions, axes.EMPTY)
-        protected = pinned | select(norms, protected=jnp.zeros_like(held), recency=recency, budgets=most)
+        preferred = select(norms, protected=jnp.zeros_like(held), recency=recency, budgets=most)
     inside = policy.prompt is not None and policy.prompt.inside
     num_pinned = units_of(pinned, plan.unit, jnp.any).sum(axis=2, dtype=jnp.int32) * plan.unit
     totals = plan.quota + (jnp.zeros_like(num_pinned) if inside else num_pinned)
-    scorable = jnp.zeros(positions.shape, jnp.bool_).at[:, :, start : start + count].set(held & ~protected)
+    taken = pinned if preferred is None else pinned | preferred
+    scorable = jnp.zeros(positions.shape, jnp.bool_).at[:, :, start : start + count].set(held & ~taken)
     queries = query_positions = None
     if state.queries is not None:
         queries, query_positions = last_queries(state)
@@ -196,7 +199,7 @@ def _candidates(
         positions=positions,
         scorable=scorable,
         num_seen=row.num_seen,
-        quotas=totals - jnp.sum(protected, axis=2, dtype=jnp.int32),
+        quotas=totals - jnp.sum(taken, axis=2, dtype=jnp.int32),
         numbers=numbers,
         queries=queries,
         query_positions=query_positions,
@@ -204,7 +207,8 @@ def _candidates(
         arrays=state.arrays,
         shape=layer.site.shape,
     )
-    return Candidates(view=view, start=start, count=count, protected=protected, totals=totals, plan=plan, policy=policy)
+    sizes = {"start": start, "count": count, "plan": plan, "policy": policy}
+    return Candidates(view=view, protected=pinned, preferred=preferred, totals=totals, **sizes)
 
 
 def units_of(array: jax.Array, unit: int, reduce: Any) -> jax.Array:

@@ -1,11 +1,13 @@
-"""What is kept of the candidates: protected ones first, then by score, then the newest; the same for every selection.
+"""What is kept of the candidates, the same for every selection: pinned ones first, then those that a term or the method
+itself favours, then by score, then the newest.
 
 A codec whose neighbouring slots share scales keeps or drops them together: a unit's score is the mean of its tokens',
-and it is protected if one of them is. Heads that share their storage keep the same tokens. With `heads(adaptive)` the
-scores of a layer's heads compete for one budget.
+it is pinned if one of them is, and favoured by the method if half of them are. Heads that share their storage keep the
+same tokens. With `heads(adaptive)` the scores of a layer's heads compete for one budget.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -38,15 +40,17 @@ def kept_units(candidates: list[Candidates], scores: list[jax.Array]) -> list[ja
 def _request(candidates: Candidates, scores: Scores) -> _Request:
     """Scores, protections and ages of a layer's units."""
     unit, cut = candidates.plan.unit, candidates.cut
-    stored_heads = max(candidates.policy.keys.stored_heads, candidates.policy.values.stored_heads)
-    held = candidates.cut(candidates.view.scorable) | candidates.protected
-    favoured = _favoured(candidates, scores)
-    protected = candidates.protected if favoured is None else candidates.protected | favoured
+    stored_heads = math.lcm(candidates.policy.keys.stored_heads, candidates.policy.values.stored_heads)
+    first = _first(candidates, scores)
+    held = cut(candidates.view.positions) >= 0
+    held &= cut(candidates.view.scorable) | candidates.protected | _or_none(candidates.preferred, held)
     scores = jnp.where(held, cut(scores), 0.0)
     if unit > 1:
         scores = units_of(scores, unit, jnp.sum) / jnp.maximum(units_of(held, unit, jnp.sum), 1).astype(jnp.float32)
+    # Above every finite score and below what is pinned; what is never to be kept stays so.
+    scores = jnp.where(first & (scores > -jnp.inf), jnp.inf, scores)
     recency = units_of(jnp.where(held, cut(candidates.view.positions), axes.EMPTY), unit, jnp.max)
-    protected = units_of(protected, unit, jnp.any)
+    protected = units_of(candidates.protected, unit, jnp.any)
     budgets = candidates.totals // unit
     if stored_heads > 1:
         scores, protected = _agree(scores, stored_heads, jnp.max), _agree(protected, stored_heads, jnp.any)
@@ -54,11 +58,19 @@ def _request(candidates: Candidates, scores: Scores) -> _Request:
     return _Request(scores, protected, recency, budgets)
 
 
-def _favoured(candidates: Candidates, scores: Scores) -> jax.Array | None:
-    """The candidates that the method's own rule keeps first."""
-    selection = candidates.policy.selection
-    favoured = selection.favoured(candidates.view, scores)
-    return None if favoured is None else candidates.cut(favoured & candidates.view.scorable)
+def _first(candidates: Candidates, scores: Scores) -> jax.Array:
+    """Units that are kept first of those that are not pinned: by the policy's term, or by the method's own rule."""
+    unit = candidates.plan.unit
+    favoured = candidates.policy.selection.favoured(candidates.view, scores)
+    none = jnp.zeros(candidates.protected.shape, jnp.bool_)
+    wanted = none if favoured is None else candidates.cut(favoured & candidates.view.scorable)
+    by_method = wanted if unit == 1 else units_of(wanted, unit, jnp.sum) * 2 >= unit
+    return by_method | units_of(_or_none(candidates.preferred, none), unit, jnp.any)
+
+
+def _or_none(array: jax.Array | None, like: jax.Array) -> jax.Array:
+    """The array, or all False."""
+    return jnp.zeros(like.shape, jnp.bool_) if array is None else array
 
 
 def _agree(array: jax.Array, heads: int, reduce: Any) -> jax.Array:

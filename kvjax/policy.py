@@ -176,6 +176,7 @@ class Policy:
         wanted = quota + pinned
         if pooled:
             heads = shape.num_kv_heads
+            pinned = math.ceil(pinned / unit) * unit  # each head pins whole units
             wanted = math.ceil(quota * heads * self.selection.head_share(layer)) + pinned * heads
             whole *= heads
         slots = max(min(math.ceil(wanted / aligned) * aligned, whole), aligned)
@@ -185,11 +186,13 @@ class Policy:
         """The longest prompt that can be pinned; None where prompts are not pinned."""
         if self.prompt is None:
             return None
+        if not self.body_slots(max_tokens):
+            return max_tokens  # nothing is ever evicted
         if not self.prompt.inside:
             return self.prompt.tokens
         layers = [layer for layer in range(shape.num_layers) if self._is_inner(layer, shape.num_layers)]
         quotas = [self.plan(layer, shape=shape, max_tokens=max_tokens).quota for layer in layers]
-        return self.exact.sinks + min(quotas) if self.body_slots(max_tokens) else max_tokens
+        return self.exact.sinks + min(quotas)
 
     def _quota(self, layer: int, num_layers: int, max_tokens: int) -> int:
         """Tokens in the body of one head."""
@@ -217,10 +220,17 @@ class Policy:
             )
         if selection.needs_pool and not pooled:
             raise UserError("This selection gives whole heads to a pool: it needs heads(adaptive), its default.")
+        if selection.needs_pool and self.prompt and self.prompt.inside:
+            raise UserError("Heads that keep nothing cannot hold a prompt inside their budget: use prompt(N).")
+        if selection.page and max(self.keys.stored_heads, self.values.stored_heads) > 1:
+            raise UserError(
+                "Each head reads pages of its own, and this codec stores several heads as one: use one with heads=1."
+            )
         if selection.replay and self.edges:
             raise UserError("A selection that reads the prompt twice needs all layers: leave out edges.")
         if selection.shares != "none":
             terms = {"heads(adaptive)": pooled, "layers": self.layers.kind != "uniform", "edges": self.edges > 0}
+            terms["protect"] = self.outliers > 0
             for name in (name for name, given in terms.items() if given):
                 raise UserError(
                     f"A selection whose layers agree on one set of tokens cannot have {name}: leave it out, or let "

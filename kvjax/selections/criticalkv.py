@@ -3,7 +3,8 @@
     1. the best half of the budget by the base's score s_j stays
     2. the rest of the budget goes to the best by (s_j + epsilon) |W_O v_j|_1        mean over the group
 
-The norms are taken once, when a token comes; it is what the output projection of each query head makes of its value.
+The norms are taken once, when a token comes; it is what the output projection of each query head makes of its value. As
+in kvpress, a base's score is taken as it is: the second stage means something for bases whose scores are weights.
 """
 
 import dataclasses
@@ -38,6 +39,7 @@ class CriticalKV(Selection):
 
     def __post_init__(self):
         check_between("criticalkv(ratio)", self.ratio, 0.0, 1.0)
+        check_between("criticalkv(epsilon)", self.epsilon, 0.0, 1e6)
         if self.inner is not None:
             return
         if self.base not in SELECTIONS.names():

@@ -35,7 +35,7 @@ def read_pattern(path: str) -> np.ndarray:
     else:
         try:
             table = np.loadtxt(found, ndmin=2) if found.read_text().strip() else None
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise UserError(f"{found} is no head-pattern file ({error}): a line a layer, a number a head.") from error
     if not isinstance(table, np.ndarray) or table.ndim not in (2, 3) or not np.isfinite(table).all():
         raise UserError(f"{found} is no head-pattern file: it must hold one table of finite numbers, layers by heads.")

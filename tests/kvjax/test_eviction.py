@@ -72,7 +72,8 @@ def test_a_prompt_inside_the_budget_leaves_less_for_others():
 def test_values_of_large_norm_are_protected():
     cache = full_ring("streaming(budget=26)+protect(values=0.2)")  # 3 of 16
     candidates = jax.jit(look)(cache)
-    protected = np.asarray(candidates.protected)
+    protected = np.asarray(candidates.preferred)
+    assert not np.asarray(candidates.protected).any()  # nothing is pinned
     assert (protected.sum(axis=2) == 3).all()
     norms = np.linalg.norm(np.asarray(candidates.cut(candidates.view.values)), axis=3)
     assert norms[protected].min() >= norms[~protected & (np.asarray(candidates.cut(candidates.view.held)))].min()

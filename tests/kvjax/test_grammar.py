@@ -272,9 +272,28 @@ def test_pairs_that_look_alike_but_can_be():
         "adakv+heads(uniform)+lowrank(rank=8,heads=2)",
         "adakv+key(int4)+value(lowrank,rank=8,rope=pre)",
         "triattention(mode=layer)+heads(adaptive)+layers(pyramid)+edges(1)",
-        "triattention(mode=head)+prompt(inside)+protect(values=0.1)",
+        "triattention(mode=head)+prompt(inside)",
         "quest+heads(uniform)+layers(uniform)+int4+edges(1)",
         "h2o+layers(0,512,512,0)+edges(1)",
         "kvzip+heads(adaptive)+layers(pyramid)",
     ):
         assert parse_policy(text).text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quest+key(lowrank,rank=16,heads=2)", "pages of its own"),
+        ("triattention(mode=head)+protect(values=0.05)", "cannot have protect"),
+        ("criticalkv(epsilon=nan)", "epsilon"),
+    ],
+)
+def test_terms_that_would_mix_up_tokens_are_refused(text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_policy(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_that_is_a_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no head-pattern file"):
+        parse_policy(f"duo(pattern={tmp_path})")

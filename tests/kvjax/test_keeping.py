@@ -90,6 +90,18 @@ def test_units_go_by_the_mean_of_their_tokens_and_are_protected_by_one():
     assert found == [[1, 2, 3]] * 2  # units 4-7, 8-11 (protected), 12-15
 
 
+def test_what_is_favoured_comes_after_what_is_pinned_and_before_all_scores():
+    """More favoured tokens than the budget holds: the pinned ones stay, the newest of the favoured follow."""
+    scores = normal(1, 2, 24)
+    favoured = np.zeros((1, 2, 24), bool)
+    favoured[:, :, 2:20] = True
+    one = candidates_of("knorm", protected=(0, 1))
+    one = dataclasses.replace(one, preferred=jnp.asarray(favoured))
+    assert kept(one, scores) == [[0, 1, *range(12, 20)]] * 2
+    scores[0, 1] = -np.inf
+    assert kept(one, scores)[1] == [0, 1]
+
+
 def test_heads_that_share_their_storage_keep_the_same_tokens():
     scores = normal(1, 2, 24)
     one = candidates_of("knorm+key(lowrank,rank=16,heads=2)")

@@ -90,7 +90,7 @@ def test_granules_stay_whole():
             assert plan.quota == (budget - 20) // group * group
             assert plan.slots == max(-(-plan.quota // max(group, 8)) * max(group, 8), max(group, 8))
     (plan, *_) = plans(f"adakv(budget=100)+kivi(group=32)+prompt(10){EXACT}")
-    assert plan == BodyPlan(slots=160, quota=64, pooled=True, unit=32)  # 2 (64 + 10) in whole groups
+    assert plan == BodyPlan(slots=192, quota=64, pooled=True, unit=32)  # 2 (64 + 32): each head pins whole groups
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 5, 7, 28, 32, 61, 80])
