@@ -48,9 +48,17 @@ def get_config() -> ConfigDict:
             },
             "text_weight": 0.3,
             # Rows of each step and tokens of each row. A stage ends when each task has that accuracy on rows that are
-            # not learned from; the last one cools down.
+            # not learned from; the last one cools down. The first one is for what all tasks need: to look things up.
             "stages": (
-                {"tokens": 64, "rows": 32, "accuracy": 0.95, "most_steps": 2500, "test_rows": 64},
+                {
+                    "tokens": 48,
+                    "rows": 42,
+                    "mix": {"needle": 0.3, "hops": 0.2, "copy": 0.25, "dfs": 0.25},
+                    "accuracy": 0.7,
+                    "most_steps": 2000,
+                    "test_rows": 84,
+                },
+                {"tokens": 64, "rows": 32, "accuracy": 0.95, "most_steps": 1800, "test_rows": 64},
                 {"tokens": 128, "rows": 16, "accuracy": 0.95, "most_steps": 1500, "test_rows": 64},
                 {"tokens": 256, "rows": 8, "accuracy": 0.95, "most_steps": 1500, "test_rows": 32},
                 {"tokens": 512, "rows": 4, "accuracy": 0.95, "most_steps": 800, "test_rows": 32},

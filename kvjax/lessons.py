@@ -44,6 +44,18 @@ class Rows:
     last: np.ndarray
 
 
+def check_mix(mix: Mapping[str, float]) -> None:
+    """Raises `UserError` for tasks that are unknown, or from which nothing can be learned."""
+    for name in tasks_of(mix):
+        if not hasattr(TASKS.get(name), "sized"):
+            raise UserError(f"The task '{name}' has no rows to learn from; take it out of config.mix.")
+
+
+def tasks_of(mix: Mapping[str, float]) -> tuple[str, ...]:
+    """Tasks of a mix."""
+    return tuple(name for name in mix if name != TEXT)
+
+
 @dataclasses.dataclass(frozen=True)
 class Lessons:
     """Makes batches.
@@ -52,32 +64,28 @@ class Lessons:
       tokenizer: has the symbols as tokens.
       corpus: texts.
       books: one string, from which filler is cut.
-      mix: task or "text" -> its share of the rows.
       text_weight: of each token of a row of text; an answer's tokens weigh 1.
     """
 
     tokenizer: Tokenizer
     corpus: Corpus
     books: str
-    mix: Mapping[str, float]
     text_weight: float
 
-    def __post_init__(self):
-        for name in self.tasks:
-            if not hasattr(TASKS.get(name), "sized"):
-                raise UserError(f"The task '{name}' has no rows to learn from; take it out of config.mix.")
+    def batch(self, step: int, *, mix: Mapping[str, float], seed: int, rows: int, tokens: int) -> Rows:
+        """Rows of `tokens` + 1 tokens.
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks of the mix."""
-        return tuple(name for name in self.mix if name != TEXT)
-
-    def batch(self, step: int, *, seed: int, rows: int, tokens: int) -> Rows:
-        """Rows of `tokens` + 1 tokens, tasks drawn by their shares."""
+        Args:
+          step: of the run.
+          mix: task or "text" -> its share of the rows.
+          seed: of the run.
+          rows: B.
+          tokens: T.
+        """
         rng = np.random.default_rng((seed, TRAIN, step))
-        shares = np.asarray(list(self.mix.values()), np.float64)
+        shares = np.asarray(list(mix.values()), np.float64)
         drawn = rng.choice(len(shares), size=rows, p=shares / shares.sum())
-        return self._stack([self._row(list(self.mix)[one], rng, tokens) for one in drawn])
+        return self._stack([self._row(list(mix)[one], rng, tokens) for one in drawn])
 
     def test_rows(self, task: str, *, seed: int, rows: int, tokens: int) -> Rows:
         """Rows of one task that no step learns from."""

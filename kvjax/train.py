@@ -10,6 +10,7 @@ what an uninterrupted one gives.
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kvjax.corpus import load_corpus
 from kvjax.errors import UserError
 from kvjax.folder import ROOT
 from kvjax.learning import Checkpoints, Place, TrainState, make_optimizer, make_step, right_tokens, weighted_loss
-from kvjax.lessons import Lessons
+from kvjax.lessons import Lessons, check_mix, tasks_of
 from kvjax.report import commit
 from kvjax.symbols import SYMBOLS
 from kvjax.text import load_tokenizer
@@ -46,6 +47,11 @@ def learning_rate(config: ConfigDict, place: Place) -> float:
         return rate
     done = place.stage_step / stage["most_steps"]
     return rate * (1 - done * (1 - config.final_learning_rate_share))
+
+
+def mix_of(config: ConfigDict, stage: Mapping[str, Any]) -> Mapping[str, float]:
+    """Shares of the rows of a stage: its own, or the run's."""
+    return stage.get("mix") or config.mix.to_dict()
 
 
 def next_place(config: ConfigDict, place: Place, accuracy: dict[str, float] | None) -> Place | None:
@@ -73,8 +79,7 @@ def make_lessons(config: ConfigDict, folder: Path) -> Lessons:
     sizes = {"vocab_size": config.model.vocab_size, "max_positions": config.model.max_position_embeddings}
     write_byte_tokenizer(tokenizer, symbols=SYMBOLS, **sizes)
     books = bytes(corpus.train[corpus.train < 128].astype(np.uint8)).decode("ascii")
-    mix = dict(config.mix)
-    return Lessons(load_tokenizer(tokenizer), corpus, books, mix, text_weight=config.text_weight)
+    return Lessons(load_tokenizer(tokenizer), corpus, books, text_weight=config.text_weight)
 
 
 def train(config: ConfigDict, *, quiet: bool = False) -> TrainState:
@@ -116,7 +121,8 @@ def _train_steps(
         return state
     while place is not None:
         stage = config.stages[place.stage]
-        rows = lessons.batch(place.step, seed=config.seed, rows=stage["rows"], tokens=stage["tokens"])
+        sizes = {"rows": stage["rows"], "tokens": stage["tokens"]}
+        rows = lessons.batch(place.step, mix=mix_of(config, stage), seed=config.seed, **sizes)
         rate = jnp.float32(learning_rate(config, place))
         state, loss = step_function(state, jnp.asarray(rows.tokens), jnp.asarray(rows.weights), rate)
         log.count(rows.tokens.size)
@@ -137,7 +143,7 @@ def task_accuracy(
 ) -> dict[str, float]:
     """Share of test rows whose first answer is right in every token, task by task; the whole context is seen."""
     found = {}
-    for task in lessons.tasks:
+    for task in tasks_of(mix_of(config, stage)):
         rows = lessons.test_rows(task, seed=config.seed, rows=stage["test_rows"], tokens=stage["tokens"])
         right = []
         for start in range(0, len(rows.tokens), stage["rows"]):
@@ -217,6 +223,8 @@ def check_config(config: ConfigDict) -> None:
     """Raises `UserError` for settings that cannot be."""
     if not config.stages or any(stage["tokens"] > config.model.max_position_embeddings for stage in config.stages):
         raise UserError("config.stages must hold at least one stage, none with more tokens than the model's context.")
+    for stage in config.stages:
+        check_mix(mix_of(config, stage))
     if config.warmup_steps < 1:
         raise UserError(f"config.warmup_steps is {config.warmup_steps}; it must be at least 1.")
 

@@ -1,6 +1,6 @@
 """Copy: a run of different symbols, to be said again.
 
-... [CPY]<a><b><c> ...        [OUT][ANS]        <a><b><c>[END]
+... [CPY]<a><b><c> ...        [OUT]        <a><b><c>[END]
 """
 
 import dataclasses
@@ -45,11 +45,11 @@ class Copy(Task):
     def example(self, rng: np.random.Generator, material: Material, *, index: int = 0, more: int = 0) -> Example:
         """See `Task`."""
         run = draw_keys(rng, self.length)
-        filler = self.tokens - 3 - self.length
+        filler = self.tokens - 2 - self.length
         check_fits(self, self.tokens - filler)
         return Example(
             context=scatter([spell("[CPY]", *run)], filler, rng, material.filler),
-            question=spell("[OUT]", "[ANS]"),
+            question=spell("[OUT]"),
             answer=spell(*run, "[END]"),
         )
 

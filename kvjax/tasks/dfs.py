@@ -1,6 +1,6 @@
 """Depth-first search over a tree, written down as it goes: a long chain of thought whose steps need old facts again.
 
-    [NODE]<a><b><c> ... [NODE]<b> ...     [DFS]<a>[ANS]     [IN]<a>[IN]<b>[EX]<b>[IN]<c>[EX]<c>[EX]<a>[END]
+    [NODE]<a><b><c> ... [NODE]<b> ...     [DFS]<a>     [IN]<a>[IN]<b>[EX]<b>[IN]<c>[EX]<c>[EX]<a>[END]
 
 Children are visited in the order in which they are listed, which is that of their numbers. On the way back from a
 subtree the list of its parent is wanted again, which nobody has looked at since the search went down: TriAttention's
@@ -53,13 +53,13 @@ class Dfs(Task):
         """See `Task`."""
         children = draw_tree(rng, draw_keys(rng, self.nodes))
         pieces = [spell("[NODE]", node, *children[node]) for node in children]
-        filler = self.tokens - 3 - (3 * self.nodes - 1)
+        filler = self.tokens - 2 - (3 * self.nodes - 1)
         check_fits(self, self.tokens - filler)
         root = next(iter(children))
         shuffled = [pieces[one] for one in rng.permutation(len(pieces))]
         return Example(
             context=scatter(shuffled, filler, rng, material.filler),
-            question=spell("[DFS]", root, "[ANS]"),
+            question=spell("[DFS]", root),
             answer=spell(*trace(children, root), "[END]"),
             facts={"nodes": self.nodes},
         )

@@ -1,6 +1,6 @@
 """Dormant: facts that are stated once and asked for after a long while in which nobody looks at them.
 
-    [FACT]<k><v><w> ...        a long stretch of other text ... [ASK]<k>[ANS]        <k><v><w>[END]
+    [FACT]<k><v><w> ...        a long stretch of other text ... [ASK]<k>        <v><w>[END]
 
 The stretch belongs to the question: where a cache is compressed before the question, it passes token by token, and with
 it many rounds of compression. It is the case in which decode-time eviction loses what it will need.
@@ -44,20 +44,20 @@ class Dormant(Task):
 
     @property
     def new_tokens(self) -> int:
-        """Key, values, end."""
-        return 2 + _VALUES
+        """Values and the end."""
+        return _VALUES + 1
 
     def example(self, rng: np.random.Generator, material: Material, *, index: int = 0, more: int = 0) -> Example:
         """See `Task`."""
         keys = draw_keys(rng, self.facts)
         values = rng.integers(0, NUM_SYMBOLS, size=(self.facts, _VALUES)).tolist()
         pieces = [spell("[FACT]", key, *value) for key, value in zip(keys, values, strict=True)]
-        filler = self.tokens - 3 - self.distance - (2 + _VALUES) * self.facts
+        filler = self.tokens - 2 - self.distance - (2 + _VALUES) * self.facts
         check_fits(self, self.tokens - filler)
         return Example(
             context=scatter(pieces, filler, rng, material.filler),
-            question=material.filler(rng, self.distance) + spell("[ASK]", keys[0], "[ANS]"),
-            answer=spell(keys[0], *values[0], "[END]"),
+            question=material.filler(rng, self.distance) + spell("[ASK]", keys[0]),
+            answer=spell(*values[0], "[END]"),
             facts={"distance": self.distance},
         )
 

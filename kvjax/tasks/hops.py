@@ -1,6 +1,6 @@
 """Hops: pointers to be followed to the end of a chain, other chains being in the way (arXiv 2604.17935).
 
-[PTR]<a><b> ... [PTR]<c><d> ... [PTR]<b><c> ...        [HOP]<a>[ANS]        <a><b><c><d>[END]
+[PTR]<a><b> ... [PTR]<c><d> ... [PTR]<b><c> ...        [HOP]<a>        <b><c><d>[END]
 """
 
 import dataclasses
@@ -39,27 +39,27 @@ class Hops(Task):
 
     @property
     def new_tokens(self) -> int:
-        """The nodes of a chain and the end."""
-        return self.hops + 2
+        """The nodes behind the first, and the end."""
+        return self.hops + 1
 
     @classmethod
     def sized(cls, rng: np.random.Generator, tokens: int) -> "Hops":
         """Random settings; context, question and answer take at most `tokens`."""
         keys = NUM_SYMBOLS - NUM_DIGITS
         hops = int(rng.integers(1, 1 + min((tokens - 5) // 4, 16)))
-        room = tokens - hops - 2
-        most = min((room - 3) // (3 * hops), keys // (hops + 1))
+        room = tokens - hops - 1
+        most = min((room - 2) // (3 * hops), keys // (hops + 1))
         return cls(tokens=room, hops=hops, chains=int(rng.integers((most + 1) // 2, most + 1)))
 
     def example(self, rng: np.random.Generator, material: Material, *, index: int = 0, more: int = 0) -> Example:
         """See `Task`."""
         nodes = np.reshape(draw_keys(rng, self.chains * (self.hops + 1)), (self.chains, -1)).tolist()
         pieces = [spell("[PTR]", *pair) for chain in nodes for pair in zip(chain, chain[1:], strict=False)]
-        filler = self.tokens - 3 - 3 * len(pieces)
+        filler = self.tokens - 2 - 3 * len(pieces)
         check_fits(self, self.tokens - filler)
         shuffled = [pieces[one] for one in rng.permutation(len(pieces))]
         asked = [0, *(int(one) for one in rng.integers(0, self.chains, size=more))]
-        turns = [(spell("[HOP]", nodes[one][0], "[ANS]"), spell(*nodes[one], "[END]")) for one in asked]
+        turns = [(spell("[HOP]", nodes[one][0]), spell(*nodes[one][1:], "[END]")) for one in asked]
         return Example(
             context=scatter(shuffled, filler, rng, material.filler),
             question=turns[0][0],

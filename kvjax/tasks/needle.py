@@ -1,6 +1,6 @@
 """Needle: a fact among filler, at a depth and a length of one's choice (RULER's niah, arXiv 2404.06654).
 
-    ... [FACT]<k><v><w> ... [FACT] ...        [ASK]<k>[ANS]        <k><v><w>[END]
+    ... [FACT]<k><v><w> ... [FACT] ...        [ASK]<k>        <v><w>[END]
 
 Further facts with other keys are distractors.
 """
@@ -40,24 +40,24 @@ class Needle(Task):
 
     @property
     def new_tokens(self) -> int:
-        """Key, values, end."""
-        return 2 + _VALUES
+        """Values and the end."""
+        return _VALUES + 1
 
     @classmethod
     def sized(cls, rng: np.random.Generator, tokens: int) -> "Needle":
         """Random settings; context, question and answer take at most `tokens`."""
-        return cls(tokens=tokens - 2 - _VALUES, facts=int(rng.integers(1, 1 + min(32, tokens // 8))))
+        return cls(tokens=tokens - _VALUES - 1, facts=int(rng.integers(1, 1 + min(32, tokens // 8))))
 
     def example(self, rng: np.random.Generator, material: Material, *, index: int = 0, more: int = 0) -> Example:
         """See `Task`."""
         keys = draw_keys(rng, self.facts)
         values = rng.integers(0, NUM_SYMBOLS, size=(self.facts, _VALUES)).tolist()
         pieces = [spell("[FACT]", key, *value) for key, value in zip(keys, values, strict=True)]
-        filler = self.tokens - 3 - (2 + _VALUES) * self.facts
+        filler = self.tokens - 2 - (2 + _VALUES) * self.facts
         check_fits(self, self.tokens - filler)
         depth = float(rng.random()) if self.depth < 0 else self.depth
         asked = [0, *(int(one) for one in rng.integers(0, self.facts, size=more))]
-        turns = [(spell("[ASK]", keys[one], "[ANS]"), spell(keys[one], *values[one], "[END]")) for one in asked]
+        turns = [(spell("[ASK]", keys[one]), spell(*values[one], "[END]")) for one in asked]
         return Example(
             context=scatter(pieces, filler, rng, material.filler, depths={0: depth}),
             question=turns[0][0],

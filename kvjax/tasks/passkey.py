@@ -1,6 +1,6 @@
 """Passkey: a number of five digits among filler, the only fact there is (arXiv 2305.16300).
 
-    ... [FACT]<k><3><1><4><0><5> ...        [ASK]<k>[ANS]        <k><3><1><4><0><5>[END]
+    ... [FACT]<k><3><1><4><0><5> ...        [ASK]<k>        <3><1><4><0><5>[END]
 
 The digits of one number differ, so that each is followed by one other.
 """
@@ -37,27 +37,27 @@ class Passkey(Task):
 
     @property
     def new_tokens(self) -> int:
-        """Key, digits, end."""
-        return 2 + _DIGITS
+        """Digits and the end."""
+        return _DIGITS + 1
 
     @classmethod
     def sized(cls, rng: np.random.Generator, tokens: int) -> "Passkey":
         """Random settings; context, question and answer take at most `tokens`."""
         del rng
-        return cls(tokens=tokens - 2 - _DIGITS)
+        return cls(tokens=tokens - _DIGITS - 1)
 
     def example(self, rng: np.random.Generator, material: Material, *, index: int = 0, more: int = 0) -> Example:
         """See `Task`."""
         (key,) = draw_keys(rng, 1)
         digits = rng.permutation(NUM_DIGITS)[:_DIGITS].tolist()
         piece = spell("[FACT]", key, *digits)
-        filler = self.tokens - 3 - 2 - _DIGITS
+        filler = self.tokens - 2 - 2 - _DIGITS
         check_fits(self, self.tokens - filler)
         depth = float(rng.random()) if self.depth < 0 else self.depth
         return Example(
             context=scatter([piece], filler, rng, material.filler, depths={0: depth}),
-            question=spell("[ASK]", key, "[ANS]"),
-            answer=spell(key, *digits, "[END]"),
+            question=spell("[ASK]", key),
+            answer=spell(*digits, "[END]"),
             facts={"depth": depth, "tokens": self.tokens},
         )
 
