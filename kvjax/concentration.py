@@ -20,8 +20,8 @@ def concentration(statistics: Statistics | None) -> dict[str, Any] | None:
       statistics: of the model; None, or without queries before RoPE, gives None.
 
     Returns:
-      `bands`: mean over all bands and heads; `strongest`: mean over heads of the band of longest queries; `above`: share
-      of heads in which that one is above 0.95; `layers`: the strongest band of each layer's heads; `summary` in words.
+      `bands`: mean over all bands and heads; `strongest`: mean over heads of the band of longest queries; `above`:
+      share of heads in which that one is above 0.95; `layers`: the strongest band of each head; `summary` in words.
     """
     if statistics is None or any(layer.queries is None or layer.queries_norm is None for layer in statistics.layers):
         return None
@@ -36,8 +36,8 @@ def concentration(statistics: Statistics | None) -> dict[str, Any] | None:
     best = np.concatenate(strongest)
     numbers = {"bands": every, "strongest": float(best.mean()), "above": float(np.mean(best > 0.95))}
     summary = (
-        f"R of the queries: {numbers['bands']:.2f} over all bands, {numbers['strongest']:.2f} in each head's strongest, "
-        f"above 0.95 there in {numbers['above']:.0%} of the heads."
+        f"R of the queries: {numbers['bands']:.2f} over all bands, {numbers['strongest']:.2f} in each head's "
+        f"strongest, above 0.95 there in {numbers['above']:.0%} of the heads."
     )
     layers = [[round(float(one), 3) for one in heads] for heads in strongest]
     return {**numbers, "layers": layers, "summary": summary}

@@ -48,9 +48,8 @@ _SETTLED = ("examples", "seed", "batch")
 """Flags that decide the numbers; tasks, regimes and policies may be added to."""
 
 _EXACT = "exact(sinks=4,window=16,round=16)"
-_POLICIES = (
-    f"triattention(budget=64)+{_EXACT};h2o(budget=64)+{_EXACT};snapkv(budget=64,queries=16)+{_EXACT};int4+{_EXACT}"
-)
+_METHODS = "triattention(budget=64)", "h2o(budget=64)", "snapkv(budget=64,queries=16)", "keydiff(budget=64)", "int4"
+_POLICIES = ";".join(f"{method}+{_EXACT}" for method in _METHODS)
 
 
 class Folder:
