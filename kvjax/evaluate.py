@@ -31,16 +31,15 @@ from kvjax.concentration import concentration
 from kvjax.decoder import load_configured, read_statistics
 from kvjax.empty import fit_policy
 from kvjax.errors import UserError, check_between, unknown
-from kvjax.evaluation import QUESTIONS, Cell, Evaluator, check_symbols, make_cell
-from kvjax.filler import sentences, sentences_of_tokens
+from kvjax.evaluation import QUESTIONS, Cell, Evaluator, make_cell
 from kvjax.folder import find_checkpoint
 from kvjax.grammar import parse_policy, split_policies
+from kvjax.material import check_symbols, material_for
 from kvjax.policy import Policy
 from kvjax.progress import Progress
 from kvjax.report import check_target, new_report, write_json, write_text
 from kvjax.results import markdown_tables, terminal_tables
-from kvjax.symbols import num_tokens
-from kvjax.task import Material, Task
+from kvjax.task import Task
 from kvjax.task_grammar import parse_task, split_tasks
 from kvjax.text import Tokenizer
 
@@ -122,20 +121,6 @@ def fingerprint(folder: Path) -> str:
         if size < 1 << 26:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def material_for(task: Task, tokenizer: Tokenizer, *, chat: bool) -> Material:
-    """Filler and a counter of tokens that suit a task and a tokenizer."""
-    if task.symbols:
-        return Material(filler=sentences, count=num_tokens)
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
-    def as_user(text: str) -> str:
-        return tokenizer.chat([{"role": "user", "content": text}])
-
-    return Material(filler=sentences_of_tokens(count), count=count, chat=as_user if chat else None)
 
 
 def cells(settings: Settings, tasks: list[Task], tokenizer: Tokenizer) -> Iterator[Cell]:

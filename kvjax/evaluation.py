@@ -17,9 +17,9 @@ import numpy as np
 from kvjax.accounting import account, device_bytes, full_cache_bytes, num_evicted
 from kvjax.cache import KVCache
 from kvjax.companions import is_oracle
-from kvjax.errors import UserError
 from kvjax.forcing import Followed, compare, follow
 from kvjax.generation import Generator
+from kvjax.material import check_symbols
 from kvjax.oracle import look_ahead, with_future
 from kvjax.policy import Policy
 from kvjax.results import interval
@@ -109,16 +109,6 @@ def make_cell(
         answers=answers,
         max_tokens=room,
     )
-
-
-def check_symbols(task: Task, tokenizer: Tokenizer) -> None:
-    """Raises `UserError` unless each of a task's symbols is one token."""
-    for symbol in (*task.symbols, *filter(None, [task.stop])):
-        if len(tokenizer.encode(symbol, add_special_tokens=False)) != 1:
-            raise UserError(
-                f"The task '{task.name}' is written in symbols, and the model's tokenizer has no token '{symbol}': use "
-                "models/tiny, or a task in words such as niah."
-            )
 
 
 class Evaluator:
