@@ -47,13 +47,14 @@ def get_config() -> ConfigDict:
                 "text": 0.08,
             },
             "text_weight": 0.3,
+            "filler_weight": 0.1,
             # Rows of each step and tokens of each row. A stage ends when each task has that accuracy on rows that are
             # not learned from; the last one cools down. The first one is for what all tasks need: to look things up.
             "stages": (
                 {
                     "tokens": 48,
                     "rows": 42,
-                    "mix": {"needle": 0.3, "hops": 0.2, "copy": 0.25, "dfs": 0.25},
+                    "mix": {"needle": 0.3, "hops": 0.2, "copy": 0.2, "dfs": 0.25, "text": 0.05},
                     "accuracy": 0.7,
                     "most_steps": 2000,
                     "test_rows": 84,
