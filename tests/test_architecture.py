@@ -10,6 +10,7 @@ import pytest
 
 from kvjax.codec import CODECS
 from kvjax.selection import SELECTIONS
+from kvjax.task import TASKS
 from models.config import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +108,7 @@ MAY_IMPORT = {
     "kvjax.perplexity": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.timing": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.text": {"kvjax.errors", "kvjax.folder"},
-    "kvjax.byte_tokenizer": set(),
+    "kvjax.byte_tokenizer": {"kvjax.errors"},
     "kvjax.prompts": {"kvjax.errors"},
     "kvjax.progress": set(),
     "kvjax.report": {"kvjax._kernels", "kvjax.errors", "kvjax.folder"},
@@ -115,11 +116,25 @@ MAY_IMPORT = {
     "kvjax.peers": {"kvjax.errors"},
     "kvjax._program": {"kvjax.errors", "kvjax.folder"},
     "kvjax.corpus": {"kvjax.byte_tokenizer", "kvjax.errors", "kvjax.folder"},
+    "kvjax.symbols": set(),
+    "kvjax.filler": set(),
+    "kvjax.task": {"kvjax.errors", "kvjax.registry"},
+    "kvjax.tasks": {"kvjax.errors", "kvjax.symbols", "kvjax.task"},
+    "kvjax.lessons": {
+        "kvjax.byte_tokenizer",
+        "kvjax.corpus",
+        "kvjax.errors",
+        "kvjax.filler",
+        "kvjax.symbols",
+        "kvjax.task",
+        "kvjax.text",
+    },
+    "kvjax.learning": {"kvjax.errors", "models"},
     "kvjax": {"kvjax"},  # the list of public names
     "configs": {"configs"},
     **{program: {"kvjax", "models"} for program in PROGRAMS},
 }
-PACKAGES = ("kernels_pallas", "kvjax.codecs", "kvjax.selections", "kvjax.stages", "models", "configs")
+PACKAGES = ("kernels_pallas", "kvjax.codecs", "kvjax.selections", "kvjax.stages", "kvjax.tasks", "models", "configs")
 """Packages whose modules share one entry."""
 
 KERNEL_PACKAGES = {"jax", "jaxtyping", "typing", "math", "functools", "dataclasses", "collections", "kernels_pallas"}
@@ -161,7 +176,7 @@ def covered(name, entries):
 def test_imports_point_one_way(name):
     path = ROOT / name
     owner, allowed = rule_of(module_name(path))
-    apart = {"kvjax.codecs", "kvjax.selections"}  # these never import each other
+    apart = {"kvjax.codecs", "kvjax.selections", "kvjax.tasks"}  # these never import each other
     inside = {owner} if owner in PACKAGES and owner not in apart else set()
     for imported in imports_of(path):
         if imported.split(".")[0] in FOLDERS:
@@ -236,7 +251,7 @@ def test_the_families_are_found_by_listing_their_package():
     assert set(FAMILIES.names()) == files == {"llama", "mistral", "qwen2", "qwen3"}
 
 
-@pytest.mark.parametrize(("registry", "folder"), [(CODECS, "codecs"), (SELECTIONS, "selections")])
+@pytest.mark.parametrize(("registry", "folder"), [(CODECS, "codecs"), (SELECTIONS, "selections"), (TASKS, "tasks")])
 def test_methods_are_found_by_listing_their_package(registry, folder):
     files = {path.stem for path in (ROOT / "kvjax" / folder).glob("*.py")} - {"__init__"}
     assert set(registry.names()) == files

@@ -1,0 +1,34 @@
+"""Every task with arguments that suit tests, and what its examples are made of."""
+
+import functools
+import re
+
+from kvjax.filler import sentences, sentences_of_tokens
+from kvjax.symbols import num_tokens
+from kvjax.task import TASKS, Material, example_of
+
+ARGUMENTS = {"dormant": {"tokens": 128, "distance": 64}}
+"""Name -> arguments of tasks that do not go through the contract as they are by default."""
+
+
+def num_words(text):
+    """Words and signs, as a tokenizer of words counts them."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def task_of(name, **arguments):
+    """The task of that name."""
+    return TASKS.get(name)(**(ARGUMENTS.get(name, {}) | arguments))
+
+
+def material_of(name):
+    """Symbols for the tasks that are made of them, words for others."""
+    if TASKS.get(name).symbols:
+        return Material(filler=sentences, count=num_tokens)
+    return Material(filler=sentences_of_tokens(num_words), count=num_words)
+
+
+@functools.cache
+def example(name, *, seed=0, index=0):
+    """One of its examples."""
+    return example_of(task_of(name), material_of(name), seed=seed, index=index)
