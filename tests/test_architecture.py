@@ -119,7 +119,7 @@ MAY_IMPORT = {
     "kvjax.symbols": set(),
     "kvjax.filler": set(),
     "kvjax.task": {"kvjax.errors", "kvjax.registry"},
-    "kvjax.tasks": {"kvjax.errors", "kvjax.symbols", "kvjax.task"},
+    "kvjax.tasks": {"kvjax.corpus", "kvjax.errors", "kvjax.folder", "kvjax.symbols", "kvjax.task"},
     "kvjax.lessons": {
         "kvjax.byte_tokenizer",
         "kvjax.corpus",

@@ -7,7 +7,10 @@ from kvjax.filler import sentences, sentences_of_tokens
 from kvjax.symbols import num_tokens
 from kvjax.task import TASKS, Material, example_of
 
-ARGUMENTS = {"dormant": {"tokens": 128, "distance": 64}}
+ARGUMENTS = {
+    "dormant": {"tokens": 128, "distance": 64},
+    "ppl": {"tokens": 64, "scored": 64, "file": "LICENSE", "held_out": 1.0},
+}
 """Name -> arguments of tasks that do not go through the contract as they are by default."""
 
 
