@@ -82,7 +82,8 @@ MAY_IMPORT = {
         "kvjax.torch_file",
     },
     "kvjax.policy": {"kvjax.codec", "kvjax.errors", "kvjax.model_shape", "kvjax.selection"},
-    "kvjax.grammar": {"kvjax.codec", "kvjax.errors", "kvjax.policy", "kvjax.selection"},
+    "kvjax.terms": {"kvjax.errors"},
+    "kvjax.grammar": {"kvjax.codec", "kvjax.errors", "kvjax.policy", "kvjax.selection", "kvjax.terms"},
     "kvjax.cache": FOUNDATION | {"kvjax.codec", "kvjax.policy", "kvjax.stages"},
     "kvjax.evidence": FOUNDATION | {"kvjax.selection", "kvjax.stages"},
     "kvjax.empty": FOUNDATION
@@ -118,7 +119,7 @@ MAY_IMPORT = {
     "kvjax.corpus": {"kvjax.byte_tokenizer", "kvjax.errors", "kvjax.folder"},
     "kvjax.symbols": set(),
     "kvjax.filler": set(),
-    "kvjax.task": {"kvjax.errors", "kvjax.registry"},
+    "kvjax.task": {"kvjax.errors", "kvjax.registry", "kvjax.terms"},
     "kvjax.tasks": {"kvjax.errors", "kvjax.symbols", "kvjax.task"},
     "kvjax.lessons": {
         "kvjax.byte_tokenizer",
