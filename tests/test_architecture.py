@@ -121,7 +121,8 @@ MAY_IMPORT = {
     "kvjax.symbols": set(),
     "kvjax.filler": set(),
     "kvjax.task": {"kvjax.errors", "kvjax.registry", "kvjax.terms"},
-    "kvjax.tasks": {"kvjax.errors", "kvjax.symbols", "kvjax.task"},
+    "kvjax.words": {"kvjax.errors", "kvjax.filler", "kvjax.task"},
+    "kvjax.tasks": {"kvjax.errors", "kvjax.symbols", "kvjax.task", "kvjax.words"},
     "kvjax.lessons": {
         "kvjax.byte_tokenizer",
         "kvjax.corpus",
