@@ -122,7 +122,16 @@ MAY_IMPORT = {
     "kvjax.filler": set(),
     "kvjax.task": {"kvjax.errors", "kvjax.registry", "kvjax.terms"},
     "kvjax.words": {"kvjax.errors", "kvjax.filler", "kvjax.task"},
-    "kvjax.tasks": {"kvjax.errors", "kvjax.symbols", "kvjax.task", "kvjax.words"},
+    "kvjax.latex": set(),
+    "kvjax.answers": {"kvjax.latex"},
+    "kvjax.tasks": {
+        "kvjax.answers",
+        "kvjax.errors",
+        "kvjax.records",
+        "kvjax.symbols",
+        "kvjax.task",
+        "kvjax.words",
+    },
     "kvjax.lessons": {
         "kvjax.byte_tokenizer",
         "kvjax.corpus",
