@@ -124,9 +124,11 @@ MAY_IMPORT = {
     "kvjax.words": {"kvjax.errors", "kvjax.filler", "kvjax.task"},
     "kvjax.latex": set(),
     "kvjax.answers": {"kvjax.latex"},
+    "kvjax.graph_walk": set(),
     "kvjax.tasks": {
         "kvjax.answers",
         "kvjax.errors",
+        "kvjax.graph_walk",
         "kvjax.records",
         "kvjax.symbols",
         "kvjax.task",
