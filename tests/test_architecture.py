@@ -121,6 +121,7 @@ MAY_IMPORT = {
     "kvjax.symbols": set(),
     "kvjax.filler": set(),
     "kvjax.task": {"kvjax.errors", "kvjax.registry", "kvjax.terms"},
+    "kvjax.task_grammar": {"kvjax.errors", "kvjax.task", "kvjax.terms"},
     "kvjax.words": {"kvjax.errors", "kvjax.filler", "kvjax.task"},
     "kvjax.latex": set(),
     "kvjax.answers": {"kvjax.latex"},
