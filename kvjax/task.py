@@ -17,6 +17,7 @@ import numpy as np
 
 from kvjax.errors import UserError
 from kvjax.registry import Registry
+from kvjax.terms import Term
 
 _STREAM = 2  # of random numbers; rows to learn from and to test on have 0 and 1
 
@@ -32,6 +33,7 @@ class Example:
       context: what is read first.
       question: what is asked about it; may be empty.
       answer: the right answer, as text.
+      accepted: other answers that are as right, for tasks whose problems come with several.
       facts: numbers that tell examples of a task apart, e.g. the depth of a needle.
       more: further questions and their answers, (question, answer) each, to learn from.
     """
@@ -39,6 +41,7 @@ class Example:
     context: str
     question: str
     answer: str
+    accepted: tuple[str, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     more: tuple[tuple[str, str], ...] = ()
 
@@ -80,8 +83,8 @@ class Task:
         """The task as people type it, with the arguments that are not the defaults."""
         named = next(name for name in TASKS.names() if TASKS.get(name) is type(self))
         fields = dataclasses.fields(self)
-        changed = [f"{one.name}={getattr(self, one.name)}" for one in fields if getattr(self, one.name) != one.default]
-        return f"{named}({','.join(changed)})" if changed else named
+        changed = {one.name: str(getattr(self, one.name)) for one in fields if getattr(self, one.name) != one.default}
+        return str(Term(named, [], changed))
 
     @property
     def new_tokens(self) -> int:

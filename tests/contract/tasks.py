@@ -1,22 +1,22 @@
 """Every task with arguments that suit tests, and what its examples are made of."""
 
 import functools
-import re
+from pathlib import Path
 
-from kvjax.filler import sentences, sentences_of_tokens
+from kvjax.filler import sentences
 from kvjax.symbols import num_tokens
 from kvjax.task import TASKS, Material, example_of
+from tests.wordings import MATERIAL
 
+PROBLEMS = Path(__file__).resolve().parent.parent / "problems"
 ARGUMENTS = {
     "dormant": {"tokens": 128, "distance": 64},
+    "gsm8k": {"file": str(PROBLEMS / "gsm8k.jsonl")},
+    "jsonl": {"file": str(PROBLEMS / "own.jsonl")},
+    "math500": {"file": str(PROBLEMS / "math500.json")},
     "ppl": {"tokens": 64, "scored": 64, "file": "LICENSE", "held_out": 1.0},
 }
 """Name -> arguments of tasks that do not go through the contract as they are by default."""
-
-
-def num_words(text):
-    """Words and signs, as a tokenizer of words counts them."""
-    return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def task_of(name, **arguments):
@@ -28,7 +28,7 @@ def material_of(name):
     """Symbols for the tasks that are made of them, words for others."""
     if TASKS.get(name).symbols:
         return Material(filler=sentences, count=num_tokens)
-    return Material(filler=sentences_of_tokens(num_words), count=num_words)
+    return MATERIAL
 
 
 @functools.cache
