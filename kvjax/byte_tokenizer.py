@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvjax.errors import UserError
+
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
@@ -40,9 +42,14 @@ def write_byte_tokenizer(
       vocab_size: V.
       max_positions: tokens of context, for `tokenizer_config.json`.
       symbols: texts that are one token each, behind the special tokens; ids that are left over become `<|0|>`, ...
+
+    Raises:
+      UserError: the vocabulary is too small.
     """
     vocabulary = {character: index for index, character in enumerate(byte_characters())}
     spare = vocab_size - 256 - len(SPECIAL_TOKENS) - len(symbols)
+    if spare < 0:
+        raise UserError(f"vocab_size is {vocab_size}; bytes, special tokens and symbols take {vocab_size - spare}.")
     symbols = [*symbols, *(f"<|{index}|>" for index in range(spare))]
     added = [
         {

@@ -1,4 +1,4 @@
-"""Texts to train on: files as rows of byte tokens, a share of each held out, batches that a step number decides."""
+"""Texts to train on: files as rows of byte tokens, a share of each held out."""
 
 import dataclasses
 import json
@@ -46,12 +46,6 @@ class Corpus:
 
     train: np.ndarray
     held_out: np.ndarray
-
-    def batch(self, step: int, *, seed: int, rows: int, tokens: int) -> np.ndarray:
-        """Rows of `tokens` + 1 consecutive tokens, `rows tokens+1`; the same for the same step and seed."""
-        generator = np.random.default_rng((seed, step))
-        starts = generator.integers(0, len(self.train) - tokens, size=rows)
-        return np.stack([self.train[start : start + tokens + 1] for start in starts])
 
     def held_out_rows(self, *, rows: int, tokens: int) -> np.ndarray:
         """Evenly spaced rows of the held-out tokens, `rows tokens+1`."""

@@ -24,7 +24,8 @@ from kvjax.generation import Generator, check_prompt
 from kvjax.grammar import parse_policy
 from kvjax.policy import Policy
 from kvjax.progress import status
-from kvjax.prompts import Prompt, check_text
+from kvjax.prompts import Prompt
+from kvjax.records import check_text
 from kvjax.report import new_report
 from kvjax.sampling import Sampling, check_sampling
 from kvjax.sharding import make_mesh

@@ -1,5 +1,6 @@
 """Text that means nothing, to put between the facts of a task: sentences of a few hundred words, or pieces of books."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -11,12 +12,12 @@ def _words(text: str) -> list[str]:
 
 
 _NAMES = _words("Ada Ben Clara Dora Emil Frida Georg Hanna Ivo Jana Karl Lena Max Nora Otto Paula Rosa Tom Una Viktor")
-_THINGS = _words("""
+THINGS = _words("""
     apple basket boat book bottle bridge candle chair clock coat cup door drum engine fence flag fork garden gate hammer
     hat house key kite ladder lamp letter map mill mirror needle oven paper pencil piano plate pond rope saddle shoe
     spoon stone table tent tower train tree violin wagon wall well wheel window
 """)
-_KINDS = _words("""
+KINDS = _words("""
     big blue broken bright cheap clean cold dark dry empty fine green grey heavy hollow large light little long narrow
     new old pale plain quiet red round rusty sharp short slow small soft square strange thick tall warm white wide
     wooden yellow
@@ -28,20 +29,22 @@ _WHERE = _words("above behind below beside in near on under")
 _WHEN = ("after breakfast", "at noon", "at night", "in spring", "last week", "long ago", "on Monday", "once", "twice")
 
 
-def _sentence(rng: np.random.Generator) -> str:
-    def one(words: Sequence[str]) -> str:
-        return words[int(rng.integers(len(words)))]
+def _one(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return words[int(rng.integers(len(words)))]
 
-    place = f"{one(_WHERE)} the {one(_KINDS)} {one(_THINGS)}"
+
+def _sentence(rng: np.random.Generator) -> str:
+    one = functools.partial(_one, rng)
+    place = f"{one(_WHERE)} the {one(KINDS)} {one(THINGS)}"
     match int(rng.integers(4)):
         case 0:
-            return f"{one(_NAMES)} {one(_DOES)} the {one(_KINDS)} {one(_THINGS)} {one(_WHEN)}. "
+            return f"{one(_NAMES)} {one(_DOES)} the {one(KINDS)} {one(THINGS)} {one(_WHEN)}. "
         case 1:
-            return f"The {one(_THINGS)} {place} was {one(_KINDS)}. "
+            return f"The {one(THINGS)} {place} was {one(KINDS)}. "
         case 2:
-            return f"{one(_NAMES)} and {one(_NAMES)} {one(_DOES)} a {one(_THINGS)} {place}. "
+            return f"{one(_NAMES)} and {one(_NAMES)} {one(_DOES)} a {one(THINGS)} {place}. "
         case _:
-            return f"Nobody {one(_DOES)} the {one(_THINGS)} {one(_WHEN)}. "
+            return f"Nobody {one(_DOES)} the {one(THINGS)} {one(_WHEN)}. "
 
 
 def sentences(rng: np.random.Generator, num_characters: int) -> str:

@@ -12,9 +12,8 @@ edges(n)                            the first and last n layers stay uncompresse
 """
 
 import dataclasses
-import inspect
+import functools
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from kvjax.codec import CODECS, Codec, ExactSizes
 from kvjax.errors import UserError, check_between, check_choice, unknown
 from kvjax.policy import FULL, HEADS, SCHEDULES, Heads, Layers, PinnedPrompt, Policy
 from kvjax.selection import SELECTIONS, Selection
+from kvjax.terms import Term, convert_arguments, read_term, split_list, split_outside
 
 SETTINGS = ("exact", "edges", "layers", "heads", "prompt", "protect")
 """Terms that say how, beside those that say what."""
@@ -29,7 +29,7 @@ SETTINGS = ("exact", "edges", "layers", "heads", "prompt", "protect")
 TERMS = ("full", "key", "value", *SETTINGS)
 """Words of the language beside the names of codecs and selections."""
 
-_TERM = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*$")
+_convert = functools.partial(convert_arguments, hidden=("role", "layer", "inner"))
 
 
 def parse_policy(text: Any) -> Policy:
@@ -49,9 +49,10 @@ def parse_policy(text: Any) -> Policy:
     codecs: dict[str, Codec] = {}
     settings: dict[str, Any] = {}
     selection, words = None, []
-    for word in _split(text):
-        name, positional, named = _read_term(word)
-        words.append(_write_term(name, positional, named))
+    for word in split_outside(text, "+"):
+        term = _read_term(word)
+        words.append(str(term))
+        name, positional, named = term
         if name in SETTINGS:
             if name in settings:
                 raise UserError(f"The policy '{text}' has {name} twice; give it once.")
@@ -105,43 +106,17 @@ def _assemble(codecs: dict[str, Codec], selection: Selection | None, settings: d
 
 
 def split_policies(text: str) -> list[str]:
-    """Splits a list of policies at commas and semicolons outside parentheses."""
-    parts = re.split(r"[,;](?![^()]*\))", text)
-    return [part.strip() for part in parts if part.strip()]
+    """Splits a list of policies at commas and semicolons outside parentheses and quotes."""
+    return split_list(text)
 
 
-def _split(text: str) -> list[str]:
-    """The terms of a policy."""
-    return re.split(r"\+(?![^()]*\))", text)
-
-
-def _read_term(word: str) -> tuple[str, list[str], dict[str, str]]:
-    """Name, positional and named arguments of a term."""
-    match = _TERM.match(word)
-    if not match:
-        raise UserError(
-            f"'{word.strip()}' is no term of a policy: write NAME or NAME(argument=value, ...), joined by '+'."
-        )
-    positional, named = [], {}
-    for argument in filter(None, (part.strip() for part in (match.group(2) or "").split(","))):
-        if "=" in argument:
-            key, value = (half.strip() for half in argument.split("=", 1))
-            if key in named:
-                raise UserError(f"'{word.strip()}' gives {key} twice.")
-            named[key] = value
-        else:
-            positional.append(argument)
-    name = match.group(1)
+def _read_term(word: str) -> Term:
+    """One term of a policy; its name is a known one."""
+    term = read_term(word, kind="term of a policy", joint="+")
     known = [*TERMS, *CODECS.names(), *SELECTIONS.names()]
-    if name not in known:
-        raise unknown("policy term", name, known)
-    return name, positional, named
-
-
-def _write_term(name: str, positional: list[str], named: dict[str, str]) -> str:
-    """A term in its plain spelling."""
-    arguments = [*positional, *(f"{key}={value}" for key, value in named.items())]
-    return f"{name}({','.join(arguments)})" if arguments else name
+    if term.name not in known:
+        raise unknown("policy term", term.name, known)
+    return term
 
 
 def _codecs_of(name: str, positional: list[str], named: dict[str, str]) -> dict[str, Codec]:
@@ -160,29 +135,6 @@ def _codecs_of(name: str, positional: list[str], named: dict[str, str]) -> dict[
     make = CODECS.get(name)
     arguments = _convert(name, make, named)
     return {role: make(role, **arguments) for role in roles}
-
-
-def _convert(name: str, function: Callable, named: dict[str, str]) -> dict[str, Any]:
-    """Arguments as the types that a function's signature asks for."""
-    parameters = inspect.signature(function).parameters
-    wanted = {key: parameter for key, parameter in parameters.items() if key not in ("role", "layer", "inner")}
-    converted = {}
-    for key, value in named.items():
-        if key not in wanted:
-            raise unknown(f"argument of {name}", key, wanted)
-        kind = wanted[key].annotation
-        convert = _number if kind == int | float else kind
-        try:
-            converted[key] = convert(value)
-        except ValueError as error:
-            noun = "a whole number" if kind is int else "a number"
-            raise UserError(f"{name}({key}) is '{value}'; it must be {noun}.") from error
-    return converted
-
-
-def _number(text: str) -> int | float:
-    """Whole numbers as int, others as float."""
-    return int(text) if text.isdecimal() else float(text)
 
 
 def _exact(positional: list[str], named: dict[str, str]) -> dict[str, int]:

@@ -86,8 +86,11 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=2)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2),
+            item_handlers=ocp.StandardCheckpointHandler(),
+        )
 
     def save(self, place: Place, state: TrainState) -> None:
         """Writes the state and where the run is."""
@@ -99,12 +102,12 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return Place(), state
-        try:
-            tree = self._manager.restore(step, args=ocp.args.StandardRestore(_as_tree(state, Place())))
-        except (ValueError, KeyError) as error:
+        wanted = _as_tree(state, Place())
+        if _shapes(self._manager.item_metadata(step).tree) != _shapes(wanted):
             raise UserError(
                 f"The checkpoints in {self._folder} are of another model: set config.checkpoint_folder to a new folder."
-            ) from error
+            )
+        tree = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
         leaves = [tree["optimizer"][name] for name in sorted(tree["optimizer"])]
         moments = jax.tree.unflatten(jax.tree.structure(state.optimizer), leaves)
         place = Place(*(int(number) for number in tree["place"]))
@@ -119,3 +122,9 @@ def _as_tree(state: TrainState, place: Place) -> dict[str, Any]:
     """The state as dicts of arrays."""
     moments = {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(state.optimizer))}
     return {"model": parameter_tree(state.model), "optimizer": moments, "place": np.asarray(place, np.int64)}
+
+
+def _shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Path -> shape; orbax writes the numbers of layers as text."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

@@ -96,7 +96,8 @@ class Lessons:
         if name == TEXT:
             start = int(rng.integers(0, len(self.corpus.train) - tokens))
             row = self.corpus.train[start : start + tokens + 1]
-            return Rows(row, np.full(row.shape, self.text_weight, np.float32), np.int32(0), np.int32(0))
+            nowhere = np.zeros((), np.int32)
+            return Rows(row, np.full(row.shape, self.text_weight, np.float32), nowhere, nowhere)
         filler = excerpts(self.books) if self.books and rng.random() < _EXCERPTS else sentences
         material = Material(filler=filler, count=num_tokens)
         # Half of the rows leave room for more questions: answers are what is learned from.
@@ -120,7 +121,7 @@ class Lessons:
         return Rows(
             np.asarray(row + [END_OF_TEXT_ID] * padding, np.int32),
             np.asarray(weights + [0.0] * padding, np.float32),
-            *map(np.int32, span),
+            *(np.asarray(place, np.int32) for place in span),
         )
 
     def _encode(self, text: str) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvjax.errors import UserError, unknown
+from kvjax.records import json_lines
 
 _FIELDS = {"prompt": str, "messages": list, "id": (str, int), "seed": int}
 SEED_RANGE = range(2**32)
@@ -49,25 +50,16 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
     Raises:
       UserError: when it comes to a line that is malformed; those before it have been yielded.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _parse(line, number, f"{path} line {number}")
+    for number, fields in json_lines(path, example='{"prompt": "..."}'):
+        yield _prompt_of(fields, number, f"{path} line {number}")
 
 
-def _parse(line: bytes, number: int, where: str) -> Prompt:
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{where} is not JSON in UTF-8: {error}. Mend it and run again.") from error
-    if not isinstance(fields, dict):
-        raise UserError(f'{where} holds a {type(fields).__name__}; an object such as {{"prompt": "..."}} was expected.')
+def _prompt_of(fields: Mapping[str, Any], number: int, where: str) -> Prompt:
     for name, value in fields.items():
         if name not in _FIELDS:
             raise UserError(f"{where}: {unknown('field', name, _FIELDS)}")
         if not isinstance(value, _FIELDS[name]) or isinstance(value, bool):
             raise UserError(f"{where}: the field '{name}' has a value of type {type(value).__name__}.")
-    check_text(json.dumps(fields, ensure_ascii=False), where)
     if ("prompt" in fields) == ("messages" in fields):
         raise UserError(f'{where}: give either "prompt" or "messages".')
     messages = fields.get("messages")
@@ -82,14 +74,6 @@ def _parse(line: bytes, number: int, where: str) -> Prompt:
         id=fields.get("id"),
         seed=fields.get("seed"),
     )
-
-
-def check_text(text: str, where: str) -> None:
-    """Raises `UserError` for text that has no UTF-8 form (half of a surrogate pair)."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where} holds a character that is not Unicode text: {error.reason}.") from error
 
 
 def _is_message(message: Any) -> bool:

@@ -17,6 +17,9 @@ import numpy as np
 
 from kvjax.errors import UserError
 from kvjax.registry import Registry
+from kvjax.terms import Term
+
+_STREAM = 2  # of random numbers; rows to learn from and to test on have 0 and 1
 
 TASKS: Registry = Registry("task", package="kvjax.tasks")
 """Name -> subclass of `Task`; see `kvjax/tasks/`."""
@@ -30,6 +33,7 @@ class Example:
       context: what is read first.
       question: what is asked about it; may be empty.
       answer: the right answer, as text.
+      accepted: other answers that are as right, for tasks whose problems come with several.
       facts: numbers that tell examples of a task apart, e.g. the depth of a needle.
       more: further questions and their answers, (question, answer) each, to learn from.
     """
@@ -37,6 +41,7 @@ class Example:
     context: str
     question: str
     answer: str
+    accepted: tuple[str, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     more: tuple[tuple[str, str], ...] = ()
 
@@ -78,8 +83,8 @@ class Task:
         """The task as people type it, with the arguments that are not the defaults."""
         named = next(name for name in TASKS.names() if TASKS.get(name) is type(self))
         fields = dataclasses.fields(self)
-        changed = [f"{one.name}={getattr(self, one.name)}" for one in fields if getattr(self, one.name) != one.default]
-        return f"{named}({','.join(changed)})" if changed else named
+        changed = {one.name: str(getattr(self, one.name)) for one in fields if getattr(self, one.name) != one.default}
+        return str(Term(named, [], changed))
 
     @property
     def new_tokens(self) -> int:
@@ -112,7 +117,7 @@ class Task:
 
 def example_of(task: Task, material: Material, *, seed: int, index: int) -> Example:
     """The example of that number; the same for the same task, seed and number."""
-    return task.example(np.random.default_rng((seed, index)), material, index=index)
+    return task.example(np.random.default_rng((seed, _STREAM, index)), material, index=index)
 
 
 def check_fits(task: Task, needed: int) -> None:

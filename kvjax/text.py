@@ -1,6 +1,7 @@
 """Text in and out: `tokenizer.json`, chat templates, and streaming that never prints half a character."""
 
 import datetime
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,7 +98,7 @@ class Tokenizer:
         special = {name: token for name, token in self._special.items() if token is not None}
         given = {"tools": None, "documents": None, "add_generation_prompt": True, **special, **variables}
         try:
-            template = _environment().from_string(self._template_text)
+            template = _compile(self._template_text)
         except jinja2.TemplateError as error:
             raise UserError(f"The model's chat template is malformed: {error}.") from error
         try:
@@ -211,6 +212,12 @@ def _content(token: Any) -> str | None:
     if text is not None and not isinstance(text, str):
         raise UserError(f"A special token in tokenizer_config.json is no text but {text!r}.")
     return text
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(template: str) -> jinja2.Template:
+    """A template ready to render; compiling takes longer than rendering."""
+    return _environment().from_string(template)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -36,6 +36,8 @@ from models.save import save_checkpoint
 from models.transformer import Transformer
 
 _VALIDATION_TOKENS = 16_384
+_VALIDATION_BATCH = 4
+_FEWEST_TOKENS = 48  # half of them hold the smallest problem of each task
 
 
 def learning_rate(config: ConfigDict, place: Place) -> float:
@@ -162,9 +164,10 @@ _validate = jax.jit(weighted_loss)
 
 def _held_out_loss(model: Transformer, lessons: Lessons, tokens: int) -> float:
     """Nats a byte of text that training never sees."""
-    rows = jnp.asarray(lessons.corpus.held_out_rows(rows=_VALIDATION_TOKENS // tokens, tokens=tokens))
-    ones = jnp.ones((4, tokens + 1))
-    losses = [_validate(model, rows[start : start + 4], ones) for start in range(0, len(rows), 4)]
+    batches = max(_VALIDATION_TOKENS // (_VALIDATION_BATCH * tokens), 1)
+    rows = lessons.corpus.held_out_rows(rows=batches * _VALIDATION_BATCH, tokens=tokens)
+    ones = jnp.ones((_VALIDATION_BATCH, tokens + 1))
+    losses = [_validate(model, jnp.asarray(part), ones) for part in np.split(rows, batches)]
     return float(jnp.mean(jnp.stack(losses)))
 
 
@@ -184,7 +187,7 @@ class _Log:
         """Adds tokens to the speed of the next line."""
         self._tokens += tokens
 
-    def write(self, step: int, **numbers: float) -> str:
+    def write(self, step: int, **numbers: int | float) -> str:
         """Writes a line and returns it as text for people."""
         elapsed = time.monotonic() - self._since
         self._seconds += elapsed
@@ -225,6 +228,8 @@ def check_config(config: ConfigDict) -> None:
         raise UserError("config.stages must hold at least one stage, none with more tokens than the model's context.")
     for stage in config.stages:
         check_mix(mix_of(config, stage))
+    if any(stage["tokens"] < _FEWEST_TOKENS for stage in config.stages):
+        raise UserError(f"config.stages has rows too short for a problem: give each at least {_FEWEST_TOKENS} tokens.")
     if config.warmup_steps < 1:
         raise UserError(f"config.warmup_steps is {config.warmup_steps}; it must be at least 1.")
 

@@ -10,6 +10,7 @@ import pytest
 
 from kvjax.codec import CODECS
 from kvjax.selection import SELECTIONS
+from kvjax.task import TASKS
 from models.config import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +82,8 @@ MAY_IMPORT = {
         "kvjax.torch_file",
     },
     "kvjax.policy": {"kvjax.codec", "kvjax.errors", "kvjax.model_shape", "kvjax.selection"},
-    "kvjax.grammar": {"kvjax.codec", "kvjax.errors", "kvjax.policy", "kvjax.selection"},
+    "kvjax.terms": {"kvjax.errors"},
+    "kvjax.grammar": {"kvjax.codec", "kvjax.errors", "kvjax.policy", "kvjax.selection", "kvjax.terms"},
     "kvjax.cache": FOUNDATION | {"kvjax.codec", "kvjax.policy", "kvjax.stages"},
     "kvjax.evidence": FOUNDATION | {"kvjax.selection", "kvjax.stages"},
     "kvjax.empty": FOUNDATION
@@ -107,19 +109,47 @@ MAY_IMPORT = {
     "kvjax.perplexity": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.timing": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.text": {"kvjax.errors", "kvjax.folder"},
-    "kvjax.byte_tokenizer": set(),
-    "kvjax.prompts": {"kvjax.errors"},
+    "kvjax.byte_tokenizer": {"kvjax.errors"},
+    "kvjax.records": {"kvjax.errors", "kvjax.folder"},
+    "kvjax.prompts": {"kvjax.errors", "kvjax.records"},
     "kvjax.progress": set(),
     "kvjax.report": {"kvjax._kernels", "kvjax.errors", "kvjax.folder"},
     "kvjax.peer_transformers": set(),
     "kvjax.peers": {"kvjax.errors"},
     "kvjax._program": {"kvjax.errors", "kvjax.folder"},
     "kvjax.corpus": {"kvjax.byte_tokenizer", "kvjax.errors", "kvjax.folder"},
+    "kvjax.symbols": set(),
+    "kvjax.filler": set(),
+    "kvjax.task": {"kvjax.errors", "kvjax.registry", "kvjax.terms"},
+    "kvjax.task_grammar": {"kvjax.errors", "kvjax.task", "kvjax.terms"},
+    "kvjax.words": {"kvjax.errors", "kvjax.filler", "kvjax.task"},
+    "kvjax.latex": set(),
+    "kvjax.answers": {"kvjax.latex"},
+    "kvjax.graph_walk": set(),
+    "kvjax.tasks": {
+        "kvjax.answers",
+        "kvjax.errors",
+        "kvjax.graph_walk",
+        "kvjax.records",
+        "kvjax.symbols",
+        "kvjax.task",
+        "kvjax.words",
+    },
+    "kvjax.lessons": {
+        "kvjax.byte_tokenizer",
+        "kvjax.corpus",
+        "kvjax.errors",
+        "kvjax.filler",
+        "kvjax.symbols",
+        "kvjax.task",
+        "kvjax.text",
+    },
+    "kvjax.learning": {"kvjax.errors", "models"},
     "kvjax": {"kvjax"},  # the list of public names
     "configs": {"configs"},
     **{program: {"kvjax", "models"} for program in PROGRAMS},
 }
-PACKAGES = ("kernels_pallas", "kvjax.codecs", "kvjax.selections", "kvjax.stages", "models", "configs")
+PACKAGES = ("kernels_pallas", "kvjax.codecs", "kvjax.selections", "kvjax.stages", "kvjax.tasks", "models", "configs")
 """Packages whose modules share one entry."""
 
 KERNEL_PACKAGES = {"jax", "jaxtyping", "typing", "math", "functools", "dataclasses", "collections", "kernels_pallas"}
@@ -161,7 +191,7 @@ def covered(name, entries):
 def test_imports_point_one_way(name):
     path = ROOT / name
     owner, allowed = rule_of(module_name(path))
-    apart = {"kvjax.codecs", "kvjax.selections"}  # these never import each other
+    apart = {"kvjax.codecs", "kvjax.selections", "kvjax.tasks"}  # these never import each other
     inside = {owner} if owner in PACKAGES and owner not in apart else set()
     for imported in imports_of(path):
         if imported.split(".")[0] in FOLDERS:
@@ -236,7 +266,7 @@ def test_the_families_are_found_by_listing_their_package():
     assert set(FAMILIES.names()) == files == {"llama", "mistral", "qwen2", "qwen3"}
 
 
-@pytest.mark.parametrize(("registry", "folder"), [(CODECS, "codecs"), (SELECTIONS, "selections")])
+@pytest.mark.parametrize(("registry", "folder"), [(CODECS, "codecs"), (SELECTIONS, "selections"), (TASKS, "tasks")])
 def test_methods_are_found_by_listing_their_package(registry, folder):
     files = {path.stem for path in (ROOT / "kvjax" / folder).glob("*.py")} - {"__init__"}
     assert set(registry.names()) == files

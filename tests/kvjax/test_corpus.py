@@ -20,17 +20,14 @@ def test_documents_of_each_kind(tmp_path):
     assert read_documents(problems) == ["Question: 1+1?\nAnswer: 2", "Question: q\nAnswer: a"]
 
 
-def test_the_tail_is_held_out_and_batches_follow_from_the_step(tmp_path):
+def test_the_tail_is_held_out(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(chr(97 + index % 26) for index in range(1000)))
     corpus = load_corpus([str(text)], held_out_share=0.1, row_tokens=8)
     assert (len(corpus.train), len(corpus.held_out)) == (901, 101)  # the newline and the end token count
     assert corpus.held_out[-1] == END_OF_TEXT_ID
-    rows = corpus.batch(3, seed=0, rows=2, tokens=8)
-    assert rows.shape == (2, 9)
-    np.testing.assert_array_equal(rows, corpus.batch(3, seed=0, rows=2, tokens=8))
-    assert (rows != corpus.batch(4, seed=0, rows=2, tokens=8)).any()
-    assert corpus.held_out_rows(rows=3, tokens=8).shape == (3, 9)
+    rows = corpus.held_out_rows(rows=3, tokens=8)
+    np.testing.assert_array_equal(rows, [corpus.held_out[start : start + 9] for start in (0, 46, 92)])
 
 
 def test_refusals(tmp_path):

@@ -1,0 +1,78 @@
+"""Depth-first search, walked again with a stack."""
+
+import numpy as np
+import pytest
+
+from kvjax.errors import UserError
+from kvjax.task import Example
+from kvjax.tasks.dfs import Dfs, draw_tree, trace
+from tests.puzzles import asked, check_answers, said, some_examples, statements
+
+#        50
+#      20  60
+#     30 40
+CONTEXT = "[NODE]<40>Max[NODE]<20><30><40> left[NODE]<60>[NODE]<50><20><60> the gate.[NODE]<30>"
+ANSWER = "[IN]<50>[IN]<20>[IN]<30>[EX]<30>[IN]<40>[EX]<40>[EX]<20>[IN]<60>[EX]<60>[EX]<50>[END]"
+EXAMPLE = Example(context=CONTEXT, question="[DFS]<50>[ANS]", answer=ANSWER)
+
+
+def tree_of(context):
+    return {node: children for node, *children in statements(context, "[NODE]")}
+
+
+def answer_of(context, question):
+    tree = tree_of(context)
+    (root,) = asked(question, "[DFS]")
+    steps, stack = [], [("[IN]", root)]
+    while stack:
+        step, node = stack.pop()
+        steps += [step, node]
+        if step == "[IN]":
+            stack += [("[EX]", node), *(("[IN]", child) for child in reversed(tree[node]))]
+    return said(steps)
+
+
+def test_the_walk_is_the_answer():
+    check_answers([EXAMPLE, *some_examples(Dfs()), *some_examples(Dfs(tokens=300, nodes=60))], answer_of)
+
+
+def test_only_the_whole_trace_scores():
+    assert Dfs().score(ANSWER, EXAMPLE) == 1.0
+    wrong = [
+        *("", ANSWER.removesuffix("[END]"), ANSWER.replace("[EX]<60>", "")),
+        ANSWER.replace("<30>", "<35>"),
+        "[IN]<50>[IN]<60>[EX]<60>[IN]<20>[IN]<30>[EX]<30>[IN]<40>[EX]<40>[EX]<20>[EX]<50>[END]",  # the right one first
+    ]
+    assert [Dfs().score(answer, EXAMPLE) for answer in wrong] == [0.0] * len(wrong)
+
+
+def test_the_search_from_below_the_root_stays_below():
+    assert trace(tree_of(CONTEXT), 20) == ["[IN]", 20, "[IN]", 30, "[EX]", 30, "[IN]", 40, "[EX]", 40, "[EX]", 20]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 14, 90])
+def test_contexts_hold_a_tree(nodes):
+    for example in some_examples(Dfs(tokens=300, nodes=nodes)):
+        tree = tree_of(example.context)
+        below = [child for children in tree.values() for child in children]
+        assert len(tree) == len(statements(example.context, "[NODE]")) == nodes  # each node is listed once
+        assert set(tree) - set(below) == set(asked(example.question, "[DFS]"))  # all but the root have a parent
+        assert len(below) == nodes - 1  # and one only; that the walk ends says that there is no ring
+        assert all(children == sorted(children) and len(children) <= 3 for children in tree.values())
+        assert example.facts == {"nodes": nodes}
+
+
+def depth_of(tree, node):
+    return 1 + max((depth_of(tree, child) for child in tree[node]), default=0)
+
+
+def test_trees_are_deep_and_branch():
+    trees = [draw_tree(np.random.default_rng(seed), list(range(20))) for seed in range(40)]
+    assert all(depth_of(tree, 0) >= 4 for tree in trees)
+    assert all(max(map(len, tree.values())) >= 2 for tree in trees)
+
+
+@pytest.mark.parametrize("nodes", [0, 91])
+def test_refusals(nodes):
+    with pytest.raises(UserError, match=rf"dfs\(nodes\) is {nodes}; it must be at least 1 and at most 90"):
+        Dfs(nodes=nodes)
