@@ -16,7 +16,12 @@ def decode_config(model: str) -> ConfigDict:
             "dtype": config_dict.placeholder(str),  # of parameters, activations and cache; the checkpoint's if unset
             "policy": "full",
             "statistics": config_dict.placeholder(str),  # file of kvjax.calibrate, for policies that need one
-            "prompt": "",  # what --prompt is, where that is not given
+            # What --prompt is, where that is not given: a text, or a problem with a known answer, such as
+            # 'dfs(nodes=14)' (kvjax/tasks/), and its number.
+            "prompt": config_dict.placeholder(str),
+            "task": config_dict.placeholder(str),
+            "task_example": 0,
+            "compare_with_full": False,  # decode with the uncompressed cache too, and show how the two differ
             "chat": False,  # put prompts through the chat template, as the user's words
             "system_prompt": config_dict.placeholder(str),
             "template": {"enable_thinking": config_dict.placeholder(bool)},  # variables of the chat template

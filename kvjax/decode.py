@@ -1,9 +1,15 @@
 """Decodes text with a compressed cache.
 
-    python -m kvjax.decode                                       the model in the tree, a prompt of its config
+    python -m kvjax.decode                                       the model in the tree solves a task of its config
     python -m kvjax.decode --prompt='Call me Ishmael.'           streams to the terminal
     python -m kvjax.decode --config=configs/qwen3_tpu.py         another model; see the files in configs/
+    python -m kvjax.decode --config.task='needle(tokens=400)'    a problem with a known answer; see kvjax/tasks/
     python -m kvjax.decode --prompts=in.jsonl --output=out.jsonl many prompts, in batches; goes on where it stopped
+    python -m kvjax.decode --compare_with_full ...               beside the uncompressed cache, token by token
+
+With --compare_with_full the uncompressed cache generates from the same prompts with the same seeds. The program shows
+both texts, the first token that differs (counted from 0), KL(full || policy) at each token of the compressed cache's
+text, and the bytes of both caches. Lines that begin with --- are the program's own; --quiet leaves them out.
 
 A line of a prompts file is {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, with "id" and
 "seed" if wanted. Settings are overridden as --config.max_new_tokens=100 or --config.sampling.temperature=0.
@@ -19,34 +25,88 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from kvjax._program import Settings, run
+from kvjax.comparison import Comparison, Difference
 from kvjax.decoder import Decoder
 from kvjax.errors import UserError
 from kvjax.folder import find_file
+from kvjax.posing import Posed, check_posable, pose
 from kvjax.progress import Progress, status
 from kvjax.prompts import Prompt, ResultFile, read_prompts
 from kvjax.report import check_target, write_json
+from kvjax.screen import note, shorten
+from kvjax.task import Task
+from kvjax.task_grammar import parse_task
 from kvjax.token_loop import PADDING
 
-_NO_MATTER = ("batch", "steps_per_dispatch", "mesh", "prompt", "max_tokens")
+_NO_MATTER = ("batch", "steps_per_dispatch", "mesh", "prompt", "task", "task_example", "max_tokens")
 """Settings that cannot change an answer."""
 
 
-def decode_one(decoder: Decoder, text: str, *, seed: int, show_prompt: bool, quiet: bool) -> None:
-    """Streams the continuation of one prompt to standard output."""
-    tokens = decoder.tokens(Prompt(line=0, text=text))
-    stream = decoder.tokenizer.stream(after=tokens if show_prompt else ())
-    if show_prompt:
-        print(text, end="", flush=True)
+def decode_one(
+    decoder: Decoder,
+    tokens: list[int],
+    *,
+    seed: int,
+    shown: str | None,
+    comparison: Comparison | None,
+    posed: Posed | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Streams the continuation of one prompt to standard output, and compares it where that is wanted.
+
+    Args:
+      decoder: the model and its settings.
+      tokens: the prompt.
+      seed: for sampling.
+      shown: the prompt's text, where the continuation is shown behind it.
+      comparison: with the uncompressed cache, or None.
+      posed: the problem that the prompt is, or None.
+      quiet: print texts alone.
+
+    Returns:
+      What is known of the answer, for the report.
+    """
+    after = [] if shown is None else tokens
+    stream = decoder.tokenizer.stream(after=after)
+    apart = not quiet and (comparison is not None or posed is not None)  # the answer stands on lines of its own
+    if posed is not None and not quiet:
+        note(posed.name)
+    if shown is not None:
+        print(shorten(shown) if posed else shown, end="\n" if apart and not shown.endswith("\n") else "", flush=True)
+    if apart:
+        note(str(decoder.policy))
     blocks = decoder.stream([tokens], seeds=[seed], batch=1)
     with status("compiling", quiet=quiet):
         first = next(blocks)
+    row: list[int] = []
     for block in chain([first], blocks):
-        print(stream.push(block[0][block[0] != PADDING].tolist()), end="", flush=True)
+        new = block[0][block[0] != PADDING].tolist()
+        row += new
+        print(stream.push(new), end="", flush=True)
     print(stream.finish(), flush=True)
+    answer = decoder.tokenizer.decode(row)
+    if posed is not None and not quiet:
+        note(posed.verdict(answer))
+    found: dict[str, Any] = {} if posed is None else {"task": {**posed.record(), "score": posed.score(answer)}}
+    if comparison is not None:
+        with status("decoding with the uncompressed cache", quiet=quiet):
+            [one] = comparison.compare([tokens], [row], seeds=[seed], batch=1, after=[after])
+        full = decoder.tokenizer.decode(one.full_tokens)
+        if posed is not None:
+            found["task"]["full_score"] = posed.score(full)
+        if not quiet:
+            comparison.show(one, verdict=posed and posed.verdict(full))
+    return found
 
 
 def decode_file(
-    decoder: Decoder, prompts: Iterator[Prompt], results: ResultFile | None, *, config: ConfigDict, quiet: bool
+    decoder: Decoder,
+    prompts: Iterator[Prompt],
+    results: ResultFile | None,
+    *,
+    comparison: Comparison | None,
+    config: ConfigDict,
+    quiet: bool,
 ) -> None:
     """Decodes the prompts of a file in batches; results go to the output file, or to standard output.
 
@@ -58,11 +118,31 @@ def decode_file(
         while batch := list(islice(todo, config.batch)):
             seeds = [_seed(prompt, config.sampling.seed) for prompt, _ in batch]
             rows: list[list[int]] = [[] for _ in batch]
-            for block in decoder.stream([tokens for _, tokens in batch], seeds=seeds, batch=config.batch):
+            sources = [tokens for _, tokens in batch]
+            for block in decoder.stream(sources, seeds=seeds, batch=config.batch):
                 for row, new in zip(rows, block, strict=True):
                     row.extend(new[new != PADDING].tolist())
-            for (prompt, tokens), row in zip(batch, rows, strict=True):
-                _write(decoder, prompt, tokens=tokens, row=row, results=results)
+            # A reply begins a text; what follows a plain prompt goes on with one.
+            after = [() if decoder.replies(prompt) else tokens for prompt, tokens in batch]
+            differences: list[Difference | None] = [None] * len(batch)
+            if comparison is not None:
+                differences = comparison.compare(sources, rows, seeds=seeds, batch=config.batch, after=after)
+            for index, (prompt, tokens) in enumerate(batch):
+                text = decoder.tokenizer.continuation(rows[index], after=after[index])
+                if results is not None:
+                    ended = bool(rows[index]) and rows[index][-1] in decoder.stop_tokens
+                    results.write(
+                        prompt,
+                        text=text,
+                        prompt_tokens=len(tokens),
+                        new_tokens=len(rows[index]),
+                        finish_reason="stop" if ended else "length",
+                        **(differences[index].record() if comparison else {}),
+                    )
+                    continue
+                print(f"--- line {prompt.line}\n{text}", flush=True)
+                if comparison is not None and not quiet:
+                    comparison.show(differences[index])
             progress.advance(len(batch))
     if fault:
         raise fault[0]
@@ -93,64 +173,96 @@ def _until_fault(
         fault.append(error)
 
 
-def _write(decoder: Decoder, prompt: Prompt, *, tokens: list[int], row: list[int], results: ResultFile | None) -> None:
-    # A reply begins a text; what follows a plain prompt goes on with one.
-    text = decoder.tokenizer.continuation(row, after=() if decoder.replies(prompt) else tokens)
-    if results is None:
-        print(f"--- line {prompt.line}\n{text}", flush=True)
-        return
-    ended = bool(row) and row[-1] in decoder.stop_tokens
-    results.write(
-        prompt,
-        text=text,
-        prompt_tokens=len(tokens),
-        new_tokens=len(row),
-        finish_reason="stop" if ended else "length",
-    )
+def _choose(config: ConfigDict, prompt: str | None) -> tuple[str, Task | None]:
+    """The prompt of --prompt or the config, or the task that makes one."""
+    if prompt is not None:
+        return prompt, None
+    if config.prompt is not None and config.task:
+        raise UserError(
+            "config.prompt and config.task are both set: give --prompt, which turns the task off, or unset one."
+        )
+    if config.task:
+        if config.system_prompt:
+            raise UserError("config.system_prompt goes with prompts; a task makes its own.")
+        task = parse_task(config.task)
+        check_posable(task, index=config.task_example)
+        return "", task
+    if config.prompt is None:
+        raise UserError("There is no prompt: give --prompt='...', or set config.prompt or config.task.")
+    return config.prompt, None
+
+
+def _check(settings: Settings) -> None:
+    """Raises `UserError` for flags that do not go together, and for files that cannot be written."""
+    config, values = settings.config, settings.flags
+    if values["prompt"].value is not None and values["prompts"].value:
+        raise UserError("--prompt and --prompts exclude each other; give one.")
+    if values["output"].value and not values["prompts"].value:
+        raise UserError("--output goes with --prompts=FILE.jsonl.")
+    if config.system_prompt and not config.chat and not values["prompts"].value:
+        raise UserError("config.system_prompt goes with --config.chat.")
+    for name in ("output", "report"):
+        if values[name].value:
+            check_target(values[name].value)
 
 
 def main(settings: Settings) -> int:
     """Runs the program."""
-    config, given = settings.config, {name: settings.flags[name].value for name in ("prompt", "prompts", "output")}
-    report, quiet = settings.flags["report"].value, settings.flags["quiet"].value
-    if given["prompt"] is not None and given["prompts"]:
-        raise UserError("--prompt and --prompts exclude each other; give one.")
-    if given["output"] and not given["prompts"]:
-        raise UserError("--output goes with --prompts=FILE.jsonl.")
-    if config.system_prompt and not config.chat and not given["prompts"]:
-        raise UserError("config.system_prompt goes with --config.chat.")
-    prompts = read_prompts(find_file(given["prompts"], "prompts file")) if given["prompts"] else None
-    results = None
-    for target in (given["output"], report):
-        if target:
-            check_target(target)
-    if given["output"]:
+    config, values = settings.config, settings.flags
+    quiet, report, output = (values[name].value for name in ("quiet", "report", "output"))
+    if values["compare_with_full"].value is not None:
+        config.compare_with_full = values["compare_with_full"].value
+    _check(settings)
+    prompts, results, text, task = None, None, "", None
+    if values["prompts"].value:
+        prompts = read_prompts(find_file(values["prompts"].value, "prompts file"))
+    else:
+        text, task = _choose(config, values["prompt"].value)
+    if output:
         settled = _flat({name: value for name, value in config.to_dict().items() if name not in _NO_MATTER})
-        results = ResultFile(Path(given["output"]), settings=settled)
+        results = ResultFile(Path(output), settings=settled)
     decoder = Decoder(config, quiet=quiet)
-    finished = False
+    # What nobody would see is not compared.
+    comparison = Comparison(decoder) if config.compare_with_full and (not quiet or report or output) else None
+    finished, found = False, {}
     try:
         if prompts is not None:
-            decode_file(decoder, prompts, results, config=config, quiet=quiet)
+            decode_file(decoder, prompts, results, comparison=comparison, config=config, quiet=quiet)
         else:
-            text = config.prompt if given["prompt"] is None else given["prompt"]
-            decode_one(decoder, text, seed=config.sampling.seed, show_prompt=not config.chat, quiet=quiet)
+            posed = task and pose(task, decoder.tokenizer, index=config.task_example, chat=config.chat)
+            tokens, shown = _source(decoder, text, posed, chat=config.chat)
+            how = {"seed": config.sampling.seed, "comparison": comparison, "quiet": quiet}
+            found = decode_one(decoder, tokens, shown=shown, posed=posed, **how)
         finished = True
     finally:
         if report and (finished or decoder.has_decoded):  # a mistake leaves an older report as it was
-            write_json(report, decoder.report())
+            compared = {} if comparison is None else {"comparison": comparison.report()}
+            write_json(report, {**decoder.report(), **found, **compared})
     if not quiet and decoder.has_decoded:
-        print(f"\n{decoder.summary()}", file=sys.stderr)
+        summed = f"\n{comparison.summary()}" if comparison and prompts is not None else ""
+        print(f"\n{decoder.summary()}{summed}", file=sys.stderr)
     return 0
+
+
+def _source(decoder: Decoder, text: str, posed: Posed | None, *, chat: bool) -> tuple[list[int], str | None]:
+    """Tokens of the one prompt, and its text where that is shown."""
+    if posed is None:
+        return decoder.tokens(Prompt(line=0, text=text)), None if chat else text
+    decoder.limit(max_new_tokens=posed.task.new_tokens, stop_tokens=posed.stop_tokens)
+    decoder.check(posed.tokens, f"The prompt of {posed.name}")
+    return posed.tokens, posed.text
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    flags.DEFINE_string("prompt", None, "The prompt; config.prompt if not given.", flag_values=values)
+    beside = "Decode with the uncompressed cache too, and compare; short for --config.compare_with_full."
+    flags.DEFINE_bool("compare_with_full", None, beside, flag_values=values)
+    source = "The prompt; config.prompt, or a problem of config.task, if not given."
+    flags.DEFINE_string("prompt", None, source, flag_values=values)
     flags.DEFINE_string("prompts", None, "A JSONL file of prompts, one object a line.", flag_values=values)
     flags.DEFINE_string("output", None, "JSONL file for the results of --prompts.", flag_values=values)
     flags.DEFINE_string("report", None, "JSON file for the record of the run.", flag_values=values)
-    flags.DEFINE_bool("quiet", False, "Print the text and errors only.", flag_values=values)
+    flags.DEFINE_bool("quiet", False, "Print the texts and errors only.", flag_values=values)
 
 
 if __name__ == "__main__":

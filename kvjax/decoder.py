@@ -22,6 +22,7 @@ from kvjax.errors import UserError
 from kvjax.folder import find_checkpoint, find_file, read_json
 from kvjax.generation import Generator, check_prompt
 from kvjax.grammar import parse_policy
+from kvjax.policy import Policy
 from kvjax.progress import status
 from kvjax.prompts import Prompt
 from kvjax.records import check_text
@@ -47,24 +48,34 @@ class Decoder:
     Args:
       config: see `configs/base.py`.
       quiet: show no progress.
+
+    Attributes:
+      policy: what the cache keeps.
+      tokenizer: the model's.
+      model: the model.
+      statistics: of the model, where there are some.
+      sampling: how tokens are drawn.
+      stop_tokens: ids that end an answer.
+      max_new_tokens: most tokens of an answer.
     """
 
     def __init__(self, config: ConfigDict, *, quiet: bool = False):
         self._config = config
         self.policy = parse_policy(config.policy)
         folder = find_checkpoint(config.model)
-        self._sampling = read_sampling(config, folder)
-        check_sampling(self._sampling)
+        self.sampling = read_sampling(config, folder)
+        check_sampling(self.sampling)
         for name in ("batch", "max_new_tokens", "steps_per_dispatch"):
             if config[name] < 1:
                 raise UserError(f"config.{name} is {config[name]}; it must be at least 1.")
         since = time.monotonic()
         self.tokenizer, self.model = load_configured(config, quiet=quiet)
-        self._statistics = read_statistics(config.statistics, folder, self.model)
-        fit_policy(self.model.cache_shape, self.policy, self.model.placement, self._statistics)  # or says why not
+        self.statistics = read_statistics(config.statistics, folder, self.model)
+        fit_policy(self.model.cache_shape, self.policy, self.model.placement, self.statistics)  # or says why not
         self.load_seconds = time.monotonic() - since
-        self.stop_tokens = self.tokenizer.stop_tokens if config.stop_at_end else ()
-        self._generators: dict[tuple[int, int], Generator] = {}
+        self.stop_tokens: tuple[int, ...] = self.tokenizer.stop_tokens if config.stop_at_end else ()
+        self.max_new_tokens: int = config.max_new_tokens
+        self._generators: dict[tuple[Policy, int, int], Generator] = {}
         self._totals = {name: 0.0 for name in ("compile_seconds", "prefill_seconds", "decode_seconds")}
         self._counts = {"prompt_tokens": 0, "new_tokens": 0, "decode_tokens": 0, "rounds": 0, "evicted": 0}
         self._cache: dict[str, Any] = {}
@@ -80,11 +91,26 @@ class Decoder:
         if prompt.text is not None:
             check_text(prompt.text, name)
         tokens = [] if prompt.text == "" else self._encode(prompt)
-        new, room = self._config.max_new_tokens, self._config.max_tokens
+        self.check(tokens, name)
+        return tokens
+
+    def check(self, tokens: Sequence[int], name: str) -> None:
+        """Raises `UserError` for a prompt that is empty or does not fit.
+
+        Args:
+          tokens: its token ids.
+          name: what to call it in the message.
+        """
+        new, room = self.max_new_tokens, self._config.max_tokens
         shape = self.model.cache_shape
         limit = len(tokens) + new if room is None else room
         check_prompt(tokens, name=name, shape=shape, max_tokens=limit, max_new_tokens=new, policy=self.policy)
-        return tokens
+
+    def limit(self, *, max_new_tokens: int, stop_tokens: Sequence[int]) -> None:
+        """Makes answers end earlier: after so many tokens at most, and at these tokens too."""
+        self.max_new_tokens = min(self.max_new_tokens, max_new_tokens)
+        self.stop_tokens = tuple(sorted({*self.stop_tokens, *stop_tokens}))
+        self._generators.clear()
 
     def replies(self, prompt: Prompt) -> bool:
         """Whether a prompt goes through the chat template."""
@@ -108,9 +134,9 @@ class Decoder:
           seeds: one a prompt.
           batch: rows that are compiled for; those without a prompt are idle.
         """
-        generator = self._generator(prompts, batch)
+        generator = self.generator(prompts, batch=batch, policy=self.policy)
         num_new = 0
-        for block in generator.stream(prompts, max_new_tokens=self._config.max_new_tokens, seeds=seeds):
+        for block in generator.stream(prompts, max_new_tokens=self.max_new_tokens, seeds=seeds):
             num_new += int((block != PADDING).sum())
             yield block
         timing = generator.timing
@@ -127,23 +153,32 @@ class Decoder:
             self._cache["kept_positions"] = describe_kept(cache)  # of the first row
         self._bytes = {"cache_bytes": device_bytes(cache.layers), "full_cache_bytes": full_cache_bytes(cache)}
 
-    def _generator(self, prompts: Sequence[list[int]], batch: int) -> Generator:
-        """The generator for a batch, made once for each number of rows and room."""
-        config = self._config
-        needed = max(map(len, prompts)) + config.max_new_tokens - 1
-        room = config.max_tokens or -(-needed // _BUCKET_TOKENS) * _BUCKET_TOKENS
-        if (batch, room) not in self._generators:
-            self._generators[batch, room] = Generator(
+    def room(self, prompts: Sequence[list[int]]) -> int:
+        """Tokens that the caches of a batch have room for."""
+        needed = max(map(len, prompts)) + self.max_new_tokens - 1
+        return self._config.max_tokens or -(-needed // _BUCKET_TOKENS) * _BUCKET_TOKENS
+
+    def generator(self, prompts: Sequence[list[int]], *, batch: int, policy: Policy) -> Generator:
+        """The generator for a batch, made once for each policy, number of rows and room."""
+        room = self.room(prompts)
+        key = (policy, batch, room)
+        if key not in self._generators:
+            self._generators[key] = Generator(
                 self.model,
-                policy=self.policy,
-                statistics=self._statistics,
+                policy=policy,
+                statistics=self.statistics,
                 batch=batch,
                 max_tokens=room,
-                sampling=self._sampling,
+                sampling=self.sampling,
                 stop_tokens=self.stop_tokens,
-                steps_per_dispatch=config.steps_per_dispatch,
+                steps_per_dispatch=self._config.steps_per_dispatch,
             )
-        return self._generators[batch, room]
+        return self._generators[key]
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of the newest batch's cache on the device; None before the first."""
+        return self._bytes["cache_bytes"]
 
     @property
     def has_decoded(self) -> bool:

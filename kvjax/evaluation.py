@@ -17,7 +17,7 @@ import numpy as np
 from kvjax.accounting import account, device_bytes, full_cache_bytes, num_evicted
 from kvjax.cache import KVCache
 from kvjax.companions import is_oracle
-from kvjax.forcing import Followed, compare, follow
+from kvjax.forcing import Followed, compare, follow, num_common
 from kvjax.generation import Generator
 from kvjax.material import check_symbols
 from kvjax.oracle import look_ahead, with_future
@@ -267,7 +267,7 @@ def _merge(parts: list[dict[str, float]], followed: list[Followed]) -> dict[str,
 def _of_answers(scores: list[float], written: list[list[int]], base: list[list[int]]) -> dict[str, Any]:
     """Accuracy with its interval, and how far answers agree with the uncompressed cache's."""
     low, high = interval(scores)
-    agreement = [_common(one, other) / max(len(other), 1) for one, other in zip(written, base, strict=True)]
+    agreement = [num_common(one, other) / max(len(other), 1) for one, other in zip(written, base, strict=True)]
     return {
         "accuracy": float(np.mean(scores)),
         "accuracy_low": low,
@@ -275,9 +275,3 @@ def _of_answers(scores: list[float], written: list[list[int]], base: list[list[i
         "agreement": float(np.mean(agreement)),
         "scores": scores,
     }
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    """Tokens before the first that differs."""
-    pairs = zip(one, other, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -9,7 +9,7 @@ perplexity averages away.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -71,31 +71,90 @@ def follow(
       statistics: of the model, for policies that need them.
       prepare: is given the empty cache, and gives the one to use.
     """
-    batch = len(prompts)
-    cache = init_cache(model, policy, batch=batch, max_tokens=max_tokens, statistics=statistics)
-    cache = cache if prepare is None else prepare(cache)
-    tokens, lengths = _place(model, prompts, max_tokens)
-    logits, cache = _read(
-        model, cache, tokens, lengths=lengths, then=_place(model, then, max_tokens) if len(then) else None
-    )
-    longest = max(map(len, answers))
+    empty = init_cache(model, policy, batch=len(prompts), max_tokens=max_tokens, statistics=statistics)
+    empty = empty if prepare is None else prepare(empty)
+    targets, counted = _targets(answers)
+    found = []
+    for logs, count, cache in _along(model, empty, prompts, then=then, targets=targets, counted=counted):
+        found.append(np.asarray(logs)[:, :count])
+    return Followed(np.concatenate(found, axis=1), targets, counted, cache)
+
+
+def divergence_along(
+    model: LanguageModel,
+    policies: tuple[Policy, Policy],
+    prompts: Sequence[Sequence[int]],
+    *,
+    answers: Sequence[Sequence[int]],
+    max_tokens: int,
+    statistics: Statistics | None = None,
+    most_tokens: int = _CHUNK,
+) -> tuple[np.ndarray, np.ndarray]:
+    """How the distributions of two policies differ along given answers.
+
+    Both caches are led side by side and no distribution is kept, so answers may be long and vocabularies large.
+
+    Args:
+      model: the model.
+      policies: the one to compare with, usually `full`, and the other.
+      prompts: token ids, at least one a row; prefilled.
+      answers: token ids, at least one a row.
+      max_tokens: room of the caches.
+      statistics: of the model, for policies that need them.
+      most_tokens: of an answer as far as is known before, so that all calls compile once.
+
+    Returns:
+      KL(first || second) of each token, nats, `B T` float64, 0 behind a row's end; and whether both find the same
+      token the likeliest, `B T` bool, False behind a row's end.
+    """
+    targets, counted = _targets(answers)
+    chunk = min(_CHUNK, max(most_tokens - 1, 1))
+    both = []
+    for policy in policies:
+        cache = init_cache(model, policy, batch=len(prompts), max_tokens=max_tokens, statistics=statistics)
+        both.append(_along(model, cache, prompts, then=(), targets=targets, counted=counted, chunk=chunk))
+    nats, agree = [], []
+    for (base, count, _), (other, _, _) in zip(*both, strict=True):
+        nats.append(np.asarray(_divergence(base, other), np.float64)[:, :count])
+        agree.append(np.asarray(_same_top(base, other))[:, :count])
+    return np.where(counted, np.concatenate(nats, axis=1), 0.0), counted & np.concatenate(agree, axis=1)
+
+
+def _targets(answers: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Answers as one array, `B T` int32, and where they are, `B T` bool."""
     counts = np.asarray([len(answer) for answer in answers])
-    targets = np.zeros((batch, longest), np.int32)
+    targets = np.zeros((len(answers), counts.max()), np.int32)
     for row, answer in enumerate(answers):
         targets[row, : len(answer)] = answer
-    found = [np.asarray(jax.nn.log_softmax(logits))[:, None]]
+    return targets, np.arange(targets.shape[1])[None] < counts[:, None]
+
+
+def _along(
+    model: LanguageModel,
+    cache: KVCache,
+    prompts: Sequence[Sequence[int]],
+    *,
+    then: Sequence[Sequence[int]],
+    targets: np.ndarray,
+    counted: np.ndarray,
+    chunk: int | None = None,
+) -> Iterator[tuple[jax.Array, int, KVCache]]:
+    """Reads prompts and then answers; yields log-probabilities `B t V`, how many of the t count, and the cache."""
+    tokens, lengths = _place(model, prompts, cache.max_tokens)
+    asked = _place(model, then, cache.max_tokens) if len(then) else None
+    logits, cache = _read(model, cache, tokens, lengths=lengths, then=asked)
+    yield jax.nn.log_softmax(logits)[:, None], 1, cache
     # Fixed chunks, the last one filled up with tokens that do not count, so that one shape compiles. An answer's last
     # token is never fed.
-    chunk = min(_CHUNK, longest)
+    counts, longest = counted.sum(axis=1), targets.shape[1]
+    chunk = chunk or min(_CHUNK, longest)
     for start in range(0, longest - 1, chunk):
         count = min(chunk, longest - 1 - start)
-        piece = np.zeros((batch, chunk), np.int32)
+        piece = np.zeros((len(targets), chunk), np.int32)
         piece[:, :count] = targets[:, start : start + count]
         fed = jnp.asarray(np.clip(counts - 1 - start, 0, count), jnp.int32)
         logits, cache = compressed_decode(model, cache, jnp.asarray(piece), lengths=fed)
-        found.append(np.asarray(jax.nn.log_softmax(logits))[:, :count])
-    counted = np.arange(longest)[None] < counts[:, None]
-    return Followed(np.concatenate(found, axis=1), targets, counted, cache)
+        yield jax.nn.log_softmax(logits), count, cache
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -119,6 +178,18 @@ def _place(model: LanguageModel, rows: Sequence[Sequence[int]], most: int) -> tu
 def _divergence(base: jax.Array, other: jax.Array) -> jax.Array:
     """KL(base || other) in nats over the last axis, from log-probabilities."""
     return jnp.sum(jnp.exp(base) * (base - other), axis=-1)
+
+
+@jax.jit
+def _same_top(base: jax.Array, other: jax.Array) -> jax.Array:
+    """Whether the largest entries over the last axis have the same place."""
+    return jnp.argmax(base, axis=-1) == jnp.argmax(other, axis=-1)
+
+
+def num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens before the first that differs."""
+    pairs = zip(one, other, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def divergence(base: Followed, other: Followed) -> np.ndarray:
