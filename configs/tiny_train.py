@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
                     "rows": 42,
                     "mix": {"needle": 0.3, "hops": 0.2, "copy": 0.2, "dfs": 0.25, "text": 0.05},
                     "accuracy": 0.7,
-                    "most_steps": 1100,
+                    "most_steps": 1101,
                     "test_rows": 84,
                 },
                 {"tokens": 64, "rows": 32, "accuracy": 0.95, "most_steps": 1200, "test_rows": 64},
