@@ -2,7 +2,8 @@
 
     python -m kvjax.train --config=configs/tiny_train.py
 
-1,083,008 parameters on 7 MB of English: Shakespeare, Moby Dick, school problems with worked solutions.
+1,083,008 parameters: tasks in symbols (`kvjax/tasks/`), and 6 MB of English: Shakespeare, Moby Dick, school problems
+with worked solutions.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ def get_config() -> ConfigDict:
         {
             "model": {
                 "model_type": "qwen3",
-                "vocab_size": 384,  # 256 bytes, 3 special tokens, symbols for the tasks to come
+                "vocab_size": 384,  # 256 bytes, 3 special tokens, 116 symbols (kvjax/symbols.py)
                 "hidden_size": 128,
                 "intermediate_size": 384,
                 "num_hidden_layers": 4,
@@ -33,10 +34,36 @@ def get_config() -> ConfigDict:
                 TEXTS + "gsm8k/train.jsonl",
             ),
             "held_out_share": 0.02,
-            # Rows of each step and tokens of each row: short rows first, then the whole context.
+            # Shares of the rows.
+            "mix": {
+                "needle": 0.08,
+                "passkey": 0.05,
+                "recall": 0.14,
+                "variables": 0.12,
+                "hops": 0.13,
+                "copy": 0.08,
+                "sums": 0.12,
+                "dfs": 0.20,
+                "text": 0.08,
+            },
+            "text_weight": 0.3,
+            "filler_weight": 0.1,
+            # Rows of each step and tokens of each row. A stage ends when each task has that accuracy on rows that are
+            # not learned from; the last one cools down. The first one is for what all tasks need: to look things up.
             "stages": (
-                {"steps": 1600, "rows": 16, "tokens": 256},
-                {"steps": 400, "rows": 4, "tokens": 1024},
+                {
+                    "tokens": 48,
+                    "rows": 42,
+                    "mix": {"needle": 0.3, "hops": 0.2, "copy": 0.2, "dfs": 0.25, "text": 0.05},
+                    "accuracy": 0.7,
+                    "most_steps": 2000,
+                    "test_rows": 84,
+                },
+                {"tokens": 64, "rows": 32, "accuracy": 0.95, "most_steps": 1800, "test_rows": 64},
+                {"tokens": 128, "rows": 16, "accuracy": 0.95, "most_steps": 1500, "test_rows": 64},
+                {"tokens": 256, "rows": 8, "accuracy": 0.95, "most_steps": 1500, "test_rows": 32},
+                {"tokens": 512, "rows": 4, "accuracy": 0.95, "most_steps": 800, "test_rows": 32},
+                {"tokens": 1024, "rows": 2, "most_steps": 800, "test_rows": 16},
             ),
             "learning_rate": 3e-3,
             "final_learning_rate_share": 0.05,
@@ -47,7 +74,7 @@ def get_config() -> ConfigDict:
             "max_gradient_norm": 1.0,
             "seed": 0,
             "checkpoint_folder": "build/tiny_train",
-            "checkpoint_every": 200,
+            "checkpoint_every": 100,
             "validate_every": 100,
             "output": "models/tiny",
         }

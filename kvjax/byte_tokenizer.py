@@ -1,9 +1,10 @@
 """A tokenizer whose tokens are bytes, as the files of a Hugging Face folder; token id = byte value.
 
-Ids 0-255 are bytes, then the special tokens, then symbols that have no text form in ordinary prose, up to `vocab_size`.
+Ids 0-255 are bytes, then the special tokens, then symbols that do not occur in ordinary prose, up to `vocab_size`.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 END_OF_TEXT = "<|endoftext|>"
@@ -29,16 +30,20 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def write_byte_tokenizer(folder: str | Path, *, vocab_size: int, max_positions: int) -> None:
+def write_byte_tokenizer(
+    folder: str | Path, *, vocab_size: int, max_positions: int, symbols: Sequence[str] = ()
+) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
 
     Args:
       folder: an existing folder.
-      vocab_size: V; ids past the special tokens become `<|0|>`, `<|1|>`, ...
+      vocab_size: V.
       max_positions: tokens of context, for `tokenizer_config.json`.
+      symbols: texts that are one token each, behind the special tokens; ids that are left over become `<|0|>`, ...
     """
     vocabulary = {character: index for index, character in enumerate(byte_characters())}
-    symbols = [f"<|{index}|>" for index in range(vocab_size - 256 - len(SPECIAL_TOKENS))]
+    spare = vocab_size - 256 - len(SPECIAL_TOKENS) - len(symbols)
+    symbols = [*symbols, *(f"<|{index}|>" for index in range(spare))]
     added = [
         {
             "id": 256 + index,

@@ -2,15 +2,17 @@
 
     python -m kvjax.calibrate --text=book.txt --output=statistics.safetensors
     python -m kvjax.calibrate --config=configs/qwen3_tpu.py --text=book.txt --output=qwen3.safetensors
+    python -m kvjax.calibrate --tasks='needle;dfs;copy' --output=statistics.safetensors
 
-The text streams through in rows; a few ten thousand tokens of any coherent text are enough. The file is used as
+The text streams through in rows; a few ten thousand tokens of any coherent text are enough. With --tasks, rows are
+problems with their answers, of a seed that neither training nor evaluation uses. The file is used as
 --config.statistics=FILE by the other programs, and as kvjax.load_statistics(FILE, model.cache_shape) from code.
 """
 
 import datetime
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,18 @@ from kvjax._program import Settings, run
 from kvjax.decoder import load_configured
 from kvjax.errors import UserError, check_between
 from kvjax.folder import find_file
+from kvjax.material import check_symbols, material_for
 from kvjax.progress import Progress
 from kvjax.report import check_target, commit
 from kvjax.statistics import Statistics, empty_statistics
 from kvjax.statistics_file import save_statistics
+from kvjax.task import Task, example_of
+from kvjax.task_grammar import parse_task, split_tasks
 from kvjax.text import Tokenizer
 from models.transformer import Transformer
+
+SEED = 1
+"""Of the problems to calibrate on; training has 0, evaluation 2."""
 
 _PIECE = 1 << 16  # characters that are tokenized together
 
@@ -54,6 +62,25 @@ def token_rows(path: Path, tokenizer: Tokenizer, *, row_tokens: int, most: int) 
             return
     if held:
         yield np.asarray(held[: most - given], np.int32)
+
+
+def solved_rows(tasks: Sequence[Task], tokenizer: Tokenizer, *, seed: int, most: int) -> Iterator[np.ndarray]:
+    """Problems and their right answers as rows of tokens, each task in turn.
+
+    Args:
+      tasks: at least one.
+      tokenizer: the model's.
+      seed: decides the problems.
+      most: tokens of all rows together at most; the last row may go beyond.
+    """
+    given, index = 0, 0
+    while given < most:
+        task = tasks[index % len(tasks)]
+        material = material_for(task, tokenizer, chat=False)
+        example = example_of(task, material, seed=seed, index=index // len(tasks))
+        row = tokenizer.encode(example.context + example.question + example.answer, add_special_tokens=False)
+        yield np.asarray(row, np.int32)
+        given, index = given + len(row), index + 1
 
 
 def _pieces(path: Path) -> Iterator[str]:
@@ -125,17 +152,26 @@ def _groups(rows: Iterator[np.ndarray], batch: int) -> Iterator[list[np.ndarray]
 def main(settings: Settings) -> int:
     """Runs the program."""
     config, values = settings.config, settings.flags
-    for name in ("text", "output"):
-        if not values[name].value:
-            raise UserError(f"--{name}=FILE is needed; see --help.")
+    if not values["output"].value:
+        raise UserError("--output=FILE is needed; see --help.")
+    if bool(values["text"].value) == bool(values["tasks"].value):
+        raise UserError("Give --text=FILE or --tasks=NAMES, one of them; see --help.")
     for name in ("tokens", "row_tokens", "batch", "heads"):
         check_between(f"--{name}", values[name].value, 1, 1 << 40)
     check_target(values["output"].value)
-    path = find_file(values["text"].value, "text")
+    path = find_file(values["text"].value, "text") if values["text"].value else None
+    tasks = [parse_task(text) for text in split_tasks(values["tasks"].value or "")]
     quiet = values["quiet"].value
     tokenizer, model = load_configured(config, quiet=quiet)
     row_tokens, most = values["row_tokens"].value, values["tokens"].value
-    rows = token_rows(path, tokenizer, row_tokens=row_tokens, most=most)
+    if path is None:
+        for task in tasks:
+            check_symbols(task, tokenizer)
+        rows = solved_rows(tasks, tokenizer, seed=SEED, most=most)
+        row_tokens = max(row_tokens, *(task.tokens + task.new_tokens for task in tasks))
+    else:
+        rows = token_rows(path, tokenizer, row_tokens=row_tokens, most=most)
+    source = values["tasks"].value if path is None else path.name
     with Progress("calibrating", unit="tokens", quiet=quiet) as progress:
         statistics = calibrate(
             model,
@@ -146,19 +182,20 @@ def main(settings: Settings) -> int:
             progress=progress,
         )
     statistics.about.update(
-        text=path.name,
+        text=source,
         model=config.model,
         commit=commit(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     save_statistics(values["output"].value, statistics)
-    print(f"{values['output'].value}: statistics of {statistics.about['tokens']:,} tokens of {path.name}")
+    print(f"{values['output'].value}: statistics of {statistics.about['tokens']:,} tokens of {source}")
     return 0
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
     flags.DEFINE_string("text", None, "UTF-8 text file to read.", flag_values=values)
+    flags.DEFINE_string("tasks", None, "Or tasks whose problems are read, separated by semicolons.", flag_values=values)
     flags.DEFINE_string("output", None, "Statistics file to write (safetensors).", flag_values=values)
     flags.DEFINE_integer("tokens", 100_000, "Tokens to read at most.", flag_values=values)
     flags.DEFINE_integer("row_tokens", 1024, "Tokens of a row, seen together.", flag_values=values)

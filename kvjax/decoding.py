@@ -173,6 +173,34 @@ def compressed_decode(
     return decode_step(params, cache, tokens, lengths=_full_lengths(tokens) if lengths is None else lengths)
 
 
+def read(
+    params: LanguageModel,
+    cache: KVCache,
+    tokens: axes.Tokens,
+    *,
+    lengths: axes.Lengths,
+    then: tuple[axes.Tokens, axes.Lengths] | None = None,
+) -> tuple[axes.LastLogits, KVCache]:
+    """`prefill`, and behind it tokens that find the prompt compressed; to be called inside compiled code.
+
+    Args:
+      params: the model.
+      cache: empty.
+      tokens: `B T`, prompts, as for `prefill`.
+      lengths: `B`, of the prompts.
+      then: `B Q` tokens from the left and how many count in each row, at least 1 in rows with a prompt; None for none.
+
+    Returns:
+      The logits after each row's last token, `B V`, and the cache.
+    """
+    logits, cache = prefill(params, cache, tokens, lengths=lengths)
+    if then is None:
+        return logits, cache
+    after, cache = decode_step(params, cache, then[0], lengths=then[1])
+    last = jnp.maximum(then[1] - 1, 0)[:, None, None]
+    return jnp.take_along_axis(after, last, axis=1)[:, 0], cache
+
+
 def decode_step(
     params: LanguageModel, cache: KVCache, tokens: axes.Tokens, *, lengths: axes.Lengths
 ) -> tuple[axes.Logits, KVCache]:

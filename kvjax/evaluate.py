@@ -1,192 +1,207 @@
-"""Evaluates policies on a model, and prints one table.
+"""Evaluates policies on a model and tasks: one picture of quality against bytes and speed.
 
-    python -m kvjax.evaluate --policies='int8;turboquant(bits=4);kivi(bits=2)'
-    python -m kvjax.evaluate --config=configs/qwen3_tpu.py --text=book.txt --policies=... --report=table.json
+    python -m kvjax.evaluate
+    python -m kvjax.evaluate --tasks='needle;dfs(nodes=24)' --policies='triattention(budget=64)+int4' --output=build/run
+    python -m kvjax.evaluate --tasks='ppl(file=book.txt)' --policies='int8;turboquant(bits=4);kivi(bits=2)'
+    python -m kvjax.evaluate --config=configs/qwen3_tpu.py --tasks='gsm8k;niah(tokens=8000)' --policies=...
 
-Tasks:
-  ppl   perplexity of held-out text, and the divergence of every next-token distribution from the uncompressed cache's;
-        beside it the cache's bytes and the speed of decoding with it
+Every policy sees the same examples. `full` always runs, and beside each policy that evicts, at its budget: `random`,
+`streaming`, and an oracle that knows which tokens will be attended to. Where `full` solves less than 95 % of a task, or
+the oracle less than 90 % of what `full` does, the table says that the others say nothing about methods.
 
-`full` always runs first: the others are compared with it. Policies are separated by semicolons, or by commas outside
-parentheses. Rows are written to the report as they come, so an interrupted run keeps what it finished.
+--output names a folder: report.json, table.md, every answer (answers/), and pictures. Started again with the same
+settings, the program goes on where it stopped; more tasks or policies are added to what is there.
 """
 
+import hashlib
+import json
+import re
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from kvjax._program import Settings, run
-from kvjax.accounting import account, full_cache_bytes, num_evicted
-from kvjax.corpus import read_documents
+from kvjax.companions import with_companions
+from kvjax.concentration import concentration
 from kvjax.decoder import load_configured, read_statistics
 from kvjax.empty import fit_policy
 from kvjax.errors import UserError, check_between, unknown
-from kvjax.folder import find_checkpoint, find_file
+from kvjax.evaluation import QUESTIONS, Cell, Evaluator, make_cell
+from kvjax.folder import find_checkpoint
 from kvjax.grammar import parse_policy, split_policies
-from kvjax.perplexity import Scores, compare, score
+from kvjax.material import check_symbols, material_for
 from kvjax.policy import Policy
 from kvjax.progress import Progress
-from kvjax.report import check_target, new_report, write_json
+from kvjax.report import check_target, new_report, write_json, write_text
+from kvjax.results import markdown_tables, terminal_tables
+from kvjax.task import Task
+from kvjax.task_grammar import parse_task, split_tasks
 from kvjax.text import Tokenizer
-from kvjax.timing import seconds_per_step
 
-TASKS = ("ppl",)
+_SETTLED = ("examples", "seed", "batch")
+"""Flags that decide the numbers; tasks, regimes and policies may be added to."""
 
-_RECORDED = ("tasks", "text", "held_out_share", "tokens", "rows", "prefix")
-"""Flags that decide the numbers."""
-
-_TIMED_STEPS = 128  # one round in them, where rounds are of the default size
-
-_COLUMNS = {
-    "policy": "{}",
-    "key_bits": "{:.3f}",
-    "value_bits": "{:.3f}",
-    "ratio_to_dtype": "{:.2f}",
-    "perplexity": "{:.4f}",
-    "perplexity_change": "{:+.3%}",
-    "kl_mean": "{:.5f}",
-    "kl_p999": "{:.3f}",
-    "top1_agreement": "{:.2%}",
-    "tokens_per_second": "{:,.0f}",
-}
-_TITLES = (
-    *("policy", "key bits", "value bits", "times smaller", "perplexity", "change"),
-    *("KL", "KL p99.9", "top-1", "tokens/s"),
-)
+_EXACT = "exact(sinks=4,window=16,round=16)"
+_METHODS = "triattention(budget=64)", "h2o(budget=64)", "snapkv(budget=64,queries=16)", "keydiff(budget=64)", "int4"
+_POLICIES = ";".join(f"{method}+{_EXACT}" for method in _METHODS)
 
 
-def text_rows(
-    paths: list[str], tokenizer: Tokenizer, *, held_out_share: float, num_rows: int, row_tokens: int
-) -> np.ndarray:
-    """Evenly spaced rows of the held-out ends of texts, `num_rows row_tokens` int32.
+class Folder:
+    """What a run leaves: rows as they come, answers, tables.
 
     Args:
-      paths: files, relative to here or to the project's root; see `kvjax.corpus.read_documents`.
-      tokenizer: the model's.
-      held_out_share: share of each file, its end, that is used, in (0, 1].
-      num_rows: rows.
-      row_tokens: tokens of each.
+      path: of the folder, made if missing; None keeps the rows in memory alone.
+      report: the record's head.
 
     Raises:
-      UserError: a file is missing, or together they are too short.
+      UserError: the folder holds another run's record.
     """
-    tokens: list[int] = []
-    for path in paths:
-        text = "".join(read_documents(find_file(path, "text")))
-        tokens += tokenizer.encode(text[int(len(text) * (1 - held_out_share)) :], add_special_tokens=False)
-    if len(tokens) < row_tokens:
-        raise UserError(
-            f"The held-out texts have {len(tokens)} tokens, fewer than a row of {row_tokens}: give more with --text or "
-            "--held_out_share."
+
+    def __init__(self, path: Path | None, report: dict[str, Any]):
+        self._path, self.report = path, {**report, "rows": []}
+        if path is None:
+            return
+        check_target(path / "report.json")
+        if (path / "report.json").exists():
+            self.report["rows"] = _rows_of(path / "report.json", report)
+        elif path.exists() and any(path.iterdir()):
+            raise UserError(f"{path} is not empty and holds no report.json of this program; give another --output.")
+
+    def row(self, task: str, question: str, policy: str) -> dict[str, Any] | None:
+        """A row that is there already."""
+        wanted = task, question, policy
+        return next(
+            (row for row in self.report["rows"] if (row["task"], row["question"], row["policy"]) == wanted), None
         )
-    starts = np.linspace(0, len(tokens) - row_tokens, num_rows).astype(np.int64)
-    return np.stack([np.asarray(tokens[start : start + row_tokens], np.int32) for start in starts])
+
+    def add(self, row: dict[str, Any], outputs: list[dict[str, Any]]) -> None:
+        """Writes a row, its answers before it."""
+        self.report["rows"].append(row)
+        if self._path is None:
+            return
+        name = re.sub(r"[^\w.,=()+-]+", "_", f"{row['task']}.{row['question']}.{row['policy']}")[:180]
+        if outputs:
+            lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in outputs)
+            write_text(self._path / "answers" / f"{name}.jsonl", lines)
+        write_json(self._path / "report.json", self.report)
+
+    def finish(self, rows: list[dict[str, Any]], *, command: str) -> None:
+        """Writes the tables."""
+        if self._path is not None:
+            report = self.report
+            head = f"`{command}`, {report['date'][:10]}, commit {report['commit']}, {report['device']['kind']}."
+            write_text(self._path / "table.md", f"{head}\n\n{markdown_tables(rows)}")
 
 
-def evaluate_perplexity(settings: Settings, policies: list[Policy], report: dict[str, Any]) -> None:
-    """Fills the report's rows, one a policy."""
+def _rows_of(path: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier run of the same settings."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows, settings = list(found["rows"]), dict(found["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no report of this program; give another --output.") from error
+    here = json.loads(json.dumps(report["settings"]))
+    changed = sorted(name for name in {*settings, *here} if settings.get(name) != here.get(name))
+    if changed:
+        raise UserError(f"{path.parent} holds a run with other settings ({', '.join(changed)}); give another --output.")
+    return rows
+
+
+def fingerprint(folder: Path) -> str:
+    """A short hash of a checkpoint: of the names and sizes of its weight files, and of what small ones hold."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        if size < 1 << 26:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def cells(settings: Settings, tasks: list[Task], tokenizer: Tokenizer) -> Iterator[Cell]:
+    """Each task in each regime."""
+    values = settings.flags
+    for task in tasks:
+        material = material_for(task, tokenizer, chat=settings.config.chat)
+        for question in values["questions"].value[: 1 if task.forced else None]:
+            count, seed = values["examples"].value, values["seed"].value
+            yield make_cell(task, question, tokenizer=tokenizer, material=material, num_examples=count, seed=seed)
+
+
+def evaluate(settings: Settings, tasks: list[Task], policies: list[Policy], report: dict[str, Any]) -> Folder:
+    """Runs what is not there yet; returns the folder with the rows."""
     config, values = settings.config, settings.flags
     tokenizer, model = load_configured(config, quiet=values["quiet"].value)
-    rows = text_rows(
-        values["text"].value,
-        tokenizer,
-        held_out_share=values["held_out_share"].value,
-        num_rows=values["rows"].value,
-        row_tokens=values["prefix"].value + -(-values["tokens"].value // values["rows"].value),
-    )
-    statistics = read_statistics(config.statistics, find_checkpoint(config.model), model)
+    checkpoint = find_checkpoint(config.model)
+    statistics = read_statistics(config.statistics, checkpoint, model)
     for policy in policies:  # a policy that this model cannot have ends the run before it has begun
         fit_policy(model.cache_shape, policy, model.placement, statistics)
-    base: Scores | None = None
-    with Progress("evaluating", unit="policies", total=len(policies), quiet=values["quiet"].value) as progress:
-        for policy in policies:
-            since = time.monotonic()
-            scores = score(model, policy, rows, prefix=values["prefix"].value, statistics=statistics)
-            base = scores if base is None else base
-            row = _row(policy, base, scores)
-            if values["speed"].value:
-                # The cache is full: what these steps give means nothing, what they take is what others take.
-                step, _ = seconds_per_step(model, scores.cache, count=_TIMED_STEPS)
-                row["tokens_per_second"] = rows.shape[0] / step
-            row["seconds"] = time.monotonic() - since
-            report["rows"].append(row)
-            if values["report"].value:
-                write_json(values["report"].value, report)
-            progress.advance(1)
-
-
-def _row(policy: Policy, base: Scores, scores: Scores) -> dict[str, Any]:
-    """What is reported of one policy."""
-    took = account(scores.cache)
-    layers = took.pop("layers")
-    return {
-        "task": "ppl",
-        "policy": str(policy),
-        "tokens": int(scores.targets.size),
-        **compare(base, scores),
-        **took,
-        "cache_bytes": took["device_bytes"],
-        "full_cache_bytes": full_cache_bytes(scores.cache),
-        "evicted": num_evicted(scores.cache),
-        "layers": layers,
-    }
-
-
-def print_table(report: dict[str, Any]) -> None:
-    """The rows, for people."""
-    count = report["rows"][0]["tokens"]
-    table = Table(title=f"perplexity of {count:,} tokens, {report['config']['model']}, {report['device']['kind']}")
-    for title in _TITLES:
-        table.add_column(title, justify="left" if title == "policy" else "right", no_wrap=True)
-    for row in report["rows"]:
-        table.add_row(*(form.format(row[name]) if name in row else "-" for name, form in _COLUMNS.items()))
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+    for task in tasks:
+        check_symbols(task, tokenizer)
+    report["settings"]["weights"] = fingerprint(checkpoint)
+    report["concentration"] = concentration(statistics)
+    folder = Folder(Path(values["output"].value) if values["output"].value else None, report)
+    batch = min(values["batch"].value, values["examples"].value)
+    evaluator = Evaluator(model, tokenizer, statistics=statistics, batch=batch, speed=values["speed"].value)
+    regimes = sum(1 if task.forced else len(values["questions"].value) for task in tasks)
+    total = regimes * len(policies)
+    with Progress("evaluating", unit="cells", total=total, quiet=values["quiet"].value) as progress:
+        for cell in cells(settings, tasks, tokenizer):
+            for policy in policies:
+                if folder.row(cell.task.name, cell.question, str(policy)) is None:
+                    since = time.monotonic()
+                    row, outputs = evaluator.evaluate(cell, policy)
+                    folder.add({**row, "seconds": time.monotonic() - since}, outputs)
+                progress.advance(1)
+    return folder
 
 
 def main(settings: Settings) -> int:
     """Runs the program."""
     values = settings.flags
-    for task in values["tasks"].value:
-        if task not in TASKS:
-            raise unknown("task", task, TASKS)
-    for name, least in (("tokens", 1), ("rows", 1), ("prefix", 1)):
-        check_between(f"--{name}", values[name].value, least, 1 << 30)
-    if values["held_out_share"].value is None:  # the model in the tree was trained on all but the ends of its texts
-        values["held_out_share"].value = 1.0 if values["text"].present else 0.02
-    check_between("--held_out_share", values["held_out_share"].value, 1e-6, 1.0)
-    if values["report"].value:
-        check_target(values["report"].value)
-    policies = [parse_policy(text) for text in dict.fromkeys(["full", *split_policies(values["policies"].value)])]
+    for question in values["questions"].value:
+        if question not in QUESTIONS:
+            raise unknown("place of the question", question, QUESTIONS)
+    for name in ("examples", "batch"):
+        check_between(f"--{name}", values[name].value, 1, 1 << 30)
+    if values["model"].value:
+        settings.config.model = values["model"].value
+    tasks = list({task.name: task for task in map(parse_task, split_tasks(values["tasks"].value))}.values())
+    if not tasks:
+        raise UserError("--tasks names no task; see --help.")
+    policies = with_companions([parse_policy(text) for text in split_policies(values["policies"].value)])
     report = new_report("kvjax.evaluate", config=settings.config.to_dict(), policy=values["policies"].value)
-    report["flags"] = {name: values[name].value for name in _RECORDED}
-    report["rows"] = []
-    evaluate_perplexity(settings, policies, report)
-    print_table(report)
+    shown = {"model": settings.config.model, "dtype": settings.config.dtype, "chat": settings.config.chat}
+    report["settings"] = {**shown, "statistics": settings.config.statistics}
+    report["settings"] |= {name: values[name].value for name in _SETTLED}
+    folder = evaluate(settings, tasks, policies, report)
+    names = [(task.name, question) for task in tasks for question in values["questions"].value]
+    rows = [row for task, place in names for policy in policies if (row := folder.row(task, place, str(policy)))]
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in terminal_tables(rows):
+        console.print(table)
+    if report["concentration"]:
+        console.print(report["concentration"]["summary"])
+    folder.finish(rows, command=f"python -m kvjax.evaluate {' '.join(sys.argv[1:])}".strip())
     return 0
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
-    texts = "tinyshakespeare/input.txt", "moby-dick/2701.txt", "gsm8k/train.jsonl"
-    default = ",".join(f"../shared/data/{name}" for name in texts)
-    policies = "int8;turboquant(bits=4);int4;kivi(bits=4);turboquant(bits=2);kivi(bits=2)"
-    flags.DEFINE_list("tasks", "ppl", f"What to measure: {', '.join(TASKS)}.", flag_values=values)
-    flags.DEFINE_string("policies", policies, "Policies, separated by semicolons.", flag_values=values)
-    flags.DEFINE_list("text", default, "Text files; the end of each is used.", flag_values=values)
-    help = (
-        "Share of each file, its end, that is used; 0.02 of the texts above, and all of yours, where it is not given."
-    )
-    flags.DEFINE_float("held_out_share", None, help, flag_values=values)
-    flags.DEFINE_integer("tokens", 2000, "Tokens that are scored, in all rows together.", flag_values=values)
-    flags.DEFINE_integer("rows", 4, "Rows of text, decoded together.", flag_values=values)
-    flags.DEFINE_integer("prefix", 512, "Tokens of each row before the scored ones.", flag_values=values)
+    flags.DEFINE_string("model", None, "Checkpoint folder or hub name; short for --config.model.", flag_values=values)
+    flags.DEFINE_string("tasks", "needle;hops;dfs", "Tasks, separated by semicolons.", flag_values=values)
+    flags.DEFINE_string("policies", _POLICIES, "Policies, separated by semicolons.", flag_values=values)
+    flags.DEFINE_list("questions", "inside", f"Where the question is: {', '.join(QUESTIONS)}.", flag_values=values)
+    flags.DEFINE_integer("examples", 100, "Examples of each task.", flag_values=values)
+    flags.DEFINE_integer("seed", 2, "Decides the examples; training and calibration use 0 and 1.", flag_values=values)
+    flags.DEFINE_integer("batch", 50, "Examples that are decoded together.", flag_values=values)
     flags.DEFINE_bool("speed", True, "Time decoding with each policy, too.", flag_values=values)
-    flags.DEFINE_string("report", None, "JSON file for the record of the run.", flag_values=values)
+    flags.DEFINE_string("output", None, "Folder for report, tables, answers and pictures.", flag_values=values)
     flags.DEFINE_bool("quiet", False, "No progress.", flag_values=values)
 
 

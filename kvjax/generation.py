@@ -23,9 +23,7 @@ from kvjax.model_shape import ModelShape
 from kvjax.policy import Policy
 from kvjax.sampling import Sampling, check_sampling
 from kvjax.statistics import Statistics
-from kvjax.token_loop import PADDING, DecodeState, decode_block, start
-
-_LEAST_BUCKET = 16
+from kvjax.token_loop import PADDING, DecodeState, decode_block, padded_rows, start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,14 +76,20 @@ class Generator:
         self._batch, self._max_tokens = batch, max_tokens
         self._rule = {"sampling": sampling, "stop_tokens": tuple(sorted(set(stop_tokens)))}
         self._steps_per_dispatch = steps_per_dispatch
-        self._compiled: dict[str | int, jax.stages.Compiled] = {}
+        self._compiled: dict[str | tuple[int, int], jax.stages.Compiled] = {}
         self.timing = Timing()
         """Of the newest generation; complete when its stream has ended."""
         self.cache: KVCache | None = None
         """The cache as the newest stream left it; valid until the next dispatch donates it."""
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, seeds: Sequence[int] = ()
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        seeds: Sequence[int] = (),
+        then: Sequence[Sequence[int]] = (),
+        prepare: Callable[[KVCache], KVCache] | None = None,
     ) -> Iterator[np.ndarray]:
         """Generates; yields blocks of new tokens as they come.
 
@@ -93,6 +97,9 @@ class Generator:
           prompts: 1 to B prompts, token ids, none empty.
           max_new_tokens: most new tokens a row, at least 1.
           seeds: one a prompt, for sampling, at least 0 and below 2**32; 0, 1, ... where absent.
+          then: tokens that come behind each prompt when it has been compressed, e.g. a question that nobody knew
+            before, at least one a row; nothing where absent.
+          prepare: is given the empty cache, and gives the one to use.
 
         Yields:
           `len(prompts) n` int32, n at most `steps_per_dispatch`; -1 after a row's stop token. The first block is the
@@ -102,9 +109,12 @@ class Generator:
           UserError: a prompt is empty, holds an id outside the vocabulary, or does not fit `max_tokens` with its
             new tokens; or a seed is out of range.
         """
-        self._check(prompts, max_new_tokens, seeds)
+        whole = [[*prompt, *more] for prompt, more in zip(prompts, then, strict=True)] if then else prompts
+        self._check(whole, max_new_tokens, seeds)
+        if any(not len(more) for more in then):
+            raise UserError("Every row needs at least one token in `then`, or give it without.")
         self.timing = Timing()
-        state = self._first(prompts, seeds)
+        state = self._first(prompts, seeds, then, prepare)
         yield np.asarray(state.tokens)[: len(prompts), None]
         remaining, spent = max_new_tokens - 1, 0.0
         while remaining > 0 and not bool(np.all(np.asarray(state.stopped))):
@@ -121,11 +131,9 @@ class Generator:
             )
             yield rows[:, :used]
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, seeds: Sequence[int] = ()
-    ) -> list[list[int]]:
+    def generate(self, prompts: Sequence[Sequence[int]], **arguments: Any) -> list[list[int]]:
         """Generates to the end; arguments as for `stream`. Returns each prompt's new tokens, stop token included."""
-        blocks = list(self.stream(prompts, max_new_tokens=max_new_tokens, seeds=seeds))
+        blocks = list(self.stream(prompts, **arguments))
         rows = np.concatenate(blocks, axis=1)
         return [row[row != PADDING].tolist() for row in rows]
 
@@ -152,23 +160,29 @@ class Generator:
         analysis = self._compiled["block"].memory_analysis()
         return {"temporary_bytes": analysis.temp_size_in_bytes, "aliased_bytes": analysis.alias_size_in_bytes}
 
-    def _first(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> DecodeState:
-        """Prefills the prompts, padded to a bucket of lengths, and draws the first tokens."""
-        lengths = np.zeros(self._batch, np.int32)
-        lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
-        bucket = min(max(_LEAST_BUCKET, 1 << (int(lengths.max()) - 1).bit_length()), self._max_tokens)
-        tokens = np.zeros((self._batch, bucket), np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
+    def _first(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        then: Sequence[Sequence[int]],
+        prepare: Callable[[KVCache], KVCache] | None,
+    ) -> DecodeState:
+        """Reads the prompts, padded to a bucket of lengths, and draws the first tokens."""
+        tokens, lengths = padded_rows(prompts, batch=self._batch, most=self._max_tokens)
         row_seeds = np.zeros(self._batch, np.uint32)
         row_seeds[: len(prompts)] = seeds if seeds else range(len(prompts))
         self.cache = None  # the last one is freed before the next is made
         sizes = {"batch": self._batch, "max_tokens": self._max_tokens}
         cache = init_cache(self._model, self._policy, **sizes, statistics=self._statistics)
+        cache = cache if prepare is None else prepare(cache)
         put = self._model.placement.put
         arguments = {"lengths": put(lengths, "B"), "keys": jax.vmap(jax.random.key)(put(row_seeds, "B"))}
+        if then:
+            asked, counts = padded_rows(then, batch=self._batch, most=self._max_tokens)
+            arguments["then"] = (put(asked, "B T"), put(counts, "B"))
         placed = put(tokens, "B T")
-        started = self._compile(bucket, start, self._model, cache, placed, **arguments, **self._rule)
+        shapes = (tokens.shape[1], asked.shape[1] if then else 0)
+        started = self._compile(shapes, start, self._model, cache, placed, **arguments, **self._rule)
         since = time.monotonic()
         state = jax.block_until_ready(started(self._model, cache, placed, **arguments))
         self.cache = state.cache
@@ -180,7 +194,9 @@ class Generator:
         static = {"num_steps": self._steps_per_dispatch, **self._rule}
         return self._compile("block", decode_block, self._model, state, np.int32(0), **static)
 
-    def _compile(self, name: str | int, function: Callable, *args: Any, **kwargs: Any) -> jax.stages.Compiled:
+    def _compile(
+        self, name: str | tuple[int, int], function: Callable, *args: Any, **kwargs: Any
+    ) -> jax.stages.Compiled:
         """Compiles a function once per name and counts the time."""
         if name not in self._compiled:
             since = time.monotonic()

@@ -6,18 +6,22 @@ decode_block   a loop of decode steps: feed the newest token, draw the next, unt
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kvjax import axes
 from kvjax.cache import KVCache
-from kvjax.decoding import LanguageModel, decode_step, prefill
+from kvjax.decoding import LanguageModel, decode_step, read
 from kvjax.sampling import Sampling, sample
 
 PADDING = -1
 """What a row yields after its stop token."""
+
+_LEAST_BUCKET = 16
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("cache", "tokens", "stopped", "keys"), meta_fields=())
@@ -38,6 +42,26 @@ class DecodeState:
     keys: Any
 
 
+def padded_rows(rows: Sequence[Sequence[int]], *, batch: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of tokens in one array, filled up to a bucket of lengths so that few shapes compile.
+
+    Args:
+      rows: token ids, at most `batch` rows.
+      batch: B; rows that are left over are empty.
+      most: tokens of a row at most.
+
+    Returns:
+      `B T` int32, T a power of two or `most`, and the rows' lengths, `B` int32.
+    """
+    lengths = np.zeros(batch, np.int32)
+    lengths[: len(rows)] = [len(row) for row in rows]
+    bucket = min(max(_LEAST_BUCKET, 1 << max(int(lengths.max()) - 1, 0).bit_length()), most)
+    tokens = np.zeros((batch, bucket), np.int32)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = row
+    return tokens, lengths
+
+
 @functools.partial(jax.jit, static_argnames=("sampling", "stop_tokens"), donate_argnames="cache")
 def start(
     params: LanguageModel,
@@ -45,12 +69,24 @@ def start(
     tokens: axes.Tokens,
     *,
     lengths: axes.Lengths,
+    then: tuple[axes.Tokens, axes.Lengths] | None = None,
     keys: axes.RowKeys,
     sampling: Sampling,
     stop_tokens: tuple[int, ...],
 ) -> DecodeState:
-    """Prefills and draws the first token; rows of length 0 are idle and count as stopped."""
-    logits, cache = prefill(params, cache, tokens, lengths=lengths)
+    """Reads prompts and draws the first token; rows of length 0 are idle and count as stopped.
+
+    Args:
+      params: the model.
+      cache: empty; donated.
+      tokens: prompts, as for `prefill`.
+      lengths: of the prompts.
+      then: tokens that come when the prompts have been compressed, and how many in each row; None for none.
+      keys: PRNG keys of the rows.
+      sampling: how tokens are drawn.
+      stop_tokens: ids that end a row.
+    """
+    logits, cache = read(params, cache, tokens, lengths=lengths, then=then)
     first = sample(logits, _draw_keys(keys, cache), sampling=sampling)
     stopped = _is_stop(first, stop_tokens) | (lengths == 0)
     return DecodeState(cache=cache, tokens=first, stopped=stopped, keys=keys)

@@ -1,31 +1,35 @@
 """Trains a small byte-level model: `python -m kvjax.train --config=configs/tiny_train.py`.
 
-Learns the next byte of the texts that the config names, writes a line of numbers as it goes, checkpoints with orbax
-and goes on where it was stopped, and at the end writes a Hugging Face checkpoint folder that `kvjax.decode` runs.
-A batch depends on the seed and the step alone, so an interrupted run gives what an uninterrupted one gives.
+Learns to solve tasks (`kvjax/tasks/`), and the next byte of the texts that the config names. Stages go from short rows
+to long ones; a stage ends when every task is solved as often as it asks, or after its most steps. The run writes lines
+of numbers as it goes, checkpoints with orbax and goes on where it was stopped, and at the end writes a Hugging Face
+checkpoint folder that `kvjax.decode` runs. A batch depends on the seed and the step alone, so an interrupted run gives
+what an uninterrupted one gives.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-import orbax.checkpoint as ocp
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from kvjax._program import Settings, run
 from kvjax.byte_tokenizer import write_byte_tokenizer
-from kvjax.corpus import Corpus, load_corpus
+from kvjax.corpus import load_corpus
 from kvjax.errors import UserError
 from kvjax.folder import ROOT
+from kvjax.learning import Checkpoints, Place, TrainState, make_optimizer, make_step, right_tokens, weighted_loss
+from kvjax.lessons import Lessons, check_mix, tasks_of
 from kvjax.report import commit
-from models.checkpoint import parameter_tree, with_parameters
+from kvjax.symbols import SYMBOLS
+from kvjax.text import load_tokenizer
 from models.hf_config import parse_config
 from models.initialise import initialise
 from models.save import save_checkpoint
@@ -34,106 +38,48 @@ from models.transformer import Transformer
 _VALIDATION_TOKENS = 16_384
 
 
-class TrainState(NamedTuple):
-    """What a step changes."""
+def learning_rate(config: ConfigDict, place: Place) -> float:
+    """Warmed up over the first steps, constant over all stages but the last, which cools down to a share of it."""
+    stage = config.stages[place.stage]
+    warmth = min((place.step + 1) / config.warmup_steps, 1.0)
+    rate = stage.get("learning_rate", config.learning_rate) * warmth
+    if place.stage < len(config.stages) - 1:
+        return rate
+    done = place.stage_step / stage["most_steps"]
+    return rate * (1 - done * (1 - config.final_learning_rate_share))
 
-    model: Transformer
-    optimizer: optax.OptState
+
+def mix_of(config: ConfigDict, stage: Mapping[str, Any]) -> Mapping[str, float]:
+    """Shares of the rows of a stage: its own, or the run's."""
+    return stage.get("mix") or config.mix.to_dict()
 
 
-def next_byte_loss(model: Transformer, rows: jax.Array) -> jax.Array:
-    """Mean cross entropy, nats per token, of each row's tokens given those before.
+def next_place(config: ConfigDict, place: Place, accuracy: dict[str, float] | None) -> Place | None:
+    """Where a run is after a step; None at the end.
 
     Args:
-      model: the model.
-      rows: `B T+1` int32.
+      config: the run's.
+      place: of the step that was taken.
+      accuracy: share of rows solved, task by task, where it was measured after this step.
     """
-    inputs, targets = rows[:, :-1], rows[:, 1:]
-    positions = jnp.broadcast_to(jnp.arange(inputs.shape[1], dtype=jnp.int32), inputs.shape)
-    hidden, _ = model(inputs, positions=positions)
-    losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), targets)
-    return jnp.mean(losses)
+    stage = config.stages[place.stage]
+    place = Place(place.step + 1, place.stage, place.stage_step + 1)
+    solved = accuracy is not None and min(accuracy.values(), default=0.0) >= stage.get("accuracy", 2.0)
+    if place.stage_step < stage["most_steps"] and not solved:
+        return place
+    return Place(place.step, place.stage + 1, 0) if place.stage + 1 < len(config.stages) else None
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW with clipping, warm-up and a cosine; only matrices decay."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=num_steps(config),
-        end_value=config.learning_rate * config.final_learning_rate_share,
-    )
-
-    def decays(model: Transformer) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, model)
-
-    adam = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), adam)
-
-
-def num_steps(config: ConfigDict) -> int:
-    """Steps of all stages together."""
-    return sum(stage["steps"] for stage in config.stages)
-
-
-def stage_at(config: ConfigDict, step: int) -> dict[str, int]:
-    """The stage that a step, counted from 0, belongs to."""
-    for stage in config.stages:
-        if step < stage["steps"]:
-            return stage
-        step -= stage["steps"]
-    raise ValueError(f"step lies {step} past the last stage")
-
-
-def make_step(optimizer: optax.GradientTransformation) -> Callable[[TrainState, jax.Array], tuple]:
-    """The compiled training step: (state, rows) -> (state, loss); the state is donated."""
-
-    def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, jax.Array]:
-        loss, gradients = jax.value_and_grad(next_byte_loss)(state.model, rows)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.model)
-        return TrainState(optax.apply_updates(state.model, updates), moments), loss
-
-    return jax.jit(step, donate_argnums=0)
-
-
-class Checkpoints:
-    """The run's checkpoints: the newest two, whatever was finished of them."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=2)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-
-    def save(self, step: int, state: TrainState) -> None:
-        """Writes the state after `step` steps."""
-        self._manager.save(step, args=ocp.args.StandardSave(_as_tree(state)))
-        self._manager.wait_until_finished()
-
-    def restore(self, state: TrainState) -> tuple[int, TrainState]:
-        """The newest step and its state; 0 and the given state where there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return 0, state
-        try:
-            tree = self._manager.restore(step, args=ocp.args.StandardRestore(_as_tree(state)))
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"The checkpoints in {self._folder} are of another model: set config.checkpoint_folder to a new folder."
-            ) from error
-        leaves = [tree["optimizer"][name] for name in sorted(tree["optimizer"])]
-        moments = jax.tree.unflatten(jax.tree.structure(state.optimizer), leaves)
-        return step, TrainState(with_parameters(state.model, tree["model"]), moments)
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()
-
-
-def _as_tree(state: TrainState) -> dict[str, Any]:
-    """The state as dicts of arrays."""
-    moments = {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(state.optimizer))}
-    return {"model": parameter_tree(state.model), "optimizer": moments}
+def make_lessons(config: ConfigDict, folder: Path) -> Lessons:
+    """Tasks and texts to learn from; writes the tokenizer's files into a folder."""
+    longest = max(stage["tokens"] for stage in config.stages)
+    corpus = load_corpus(config.texts, held_out_share=config.held_out_share, row_tokens=longest)
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir(parents=True, exist_ok=True)
+    sizes = {"vocab_size": config.model.vocab_size, "max_positions": config.model.max_position_embeddings}
+    write_byte_tokenizer(tokenizer, symbols=SYMBOLS, **sizes)
+    books = bytes(corpus.train[corpus.train < 128].astype(np.uint8)).decode("ascii")
+    return Lessons(load_tokenizer(tokenizer), corpus, books, config.text_weight, config.filler_weight)
 
 
 def train(config: ConfigDict, *, quiet: bool = False) -> TrainState:
@@ -143,56 +89,83 @@ def train(config: ConfigDict, *, quiet: bool = False) -> TrainState:
       config: see `configs/tiny_train.py`.
       quiet: print nothing.
 
-    Returns:
-      The final state; its numbers are in `log.jsonl` of the checkpoint folder.
+    Raises:
+      UserError: the texts are missing or too short, or the checkpoints are another model's.
     """
-    longest = max(stage["tokens"] for stage in config.stages)
-    corpus = load_corpus(config.texts, held_out_share=config.held_out_share, row_tokens=longest)
     folder = ROOT / config.checkpoint_folder
-    folder.mkdir(parents=True, exist_ok=True)
+    lessons = make_lessons(config, folder)
     model_config = parse_config(dict(config.model), source="config.model")
     model = initialise(Transformer(model_config), jax.random.key(config.seed))
-    optimizer = make_optimizer(config)
     checkpoints = Checkpoints(folder / "checkpoints")
-    start, state = checkpoints.restore(TrainState(model, optimizer.init(model)))
-    _say(quiet, f"{model_config.num_parameters():,} parameters, {len(corpus.train):,} bytes, from step {start}")
-    state = _train_steps(config, corpus, state, start=start, checkpoints=checkpoints, folder=folder, quiet=quiet)
+    place, state = checkpoints.restore(TrainState(model, make_optimizer(config).init(model)))
+    _say(quiet, f"{model_config.num_parameters():,} parameters, {len(lessons.corpus.train):,} bytes, from {place}")
+    state = _train_steps(config, lessons, state, place=place, checkpoints=checkpoints, folder=folder, quiet=quiet)
     checkpoints.close()
     return state
 
 
 def _train_steps(
     config: ConfigDict,
-    corpus: Corpus,
+    lessons: Lessons,
     state: TrainState,
     *,
-    start: int,
+    place: Place | None,
     checkpoints: Checkpoints,
     folder: Path,
     quiet: bool,
 ) -> TrainState:
     """The loop over steps."""
-    step_function, validate = make_step(make_optimizer(config)), jax.jit(next_byte_loss)
-    log = _Log(folder / "log.jsonl", start=start)
-    last = num_steps(config)
-    for step in range(start, last):
-        stage = stage_at(config, step)
-        rows = corpus.batch(step, seed=config.seed, rows=stage["rows"], tokens=stage["tokens"])
-        state, loss = step_function(state, jnp.asarray(rows))
-        log.count(rows.size)
-        done = step + 1
-        if done % config.validate_every == 0 or done == last:
-            held_out = _validation_rows(corpus, stage["tokens"])
-            losses = [validate(state.model, held_out[index : index + 4]) for index in range(0, len(held_out), 4)]
-            line = log.write(done, loss=float(loss), held_out_loss=float(jnp.mean(jnp.stack(losses))))
+    step_function = make_step(make_optimizer(config))
+    log = _Log(folder / "log.jsonl", start=place.step)
+    if place.stage >= len(config.stages):
+        return state
+    while place is not None:
+        stage = config.stages[place.stage]
+        sizes = {"rows": stage["rows"], "tokens": stage["tokens"]}
+        rows = lessons.batch(place.step, mix=mix_of(config, stage), seed=config.seed, **sizes)
+        rate = jnp.float32(learning_rate(config, place))
+        state, loss = step_function(state, jnp.asarray(rows.tokens), jnp.asarray(rows.weights), rate)
+        log.count(rows.tokens.size)
+        done, accuracy = place.step + 1, None
+        if done % config.validate_every == 0 or place.stage_step + 1 == stage["most_steps"]:
+            accuracy = task_accuracy(state.model, lessons, config=config, stage=stage)
+            held_out = _held_out_loss(state.model, lessons, stage["tokens"])
+            line = log.write(done, tokens=stage["tokens"], loss=float(loss), held_out_loss=held_out, **accuracy)
             _say(quiet, line)
-        if done % config.checkpoint_every == 0 or done == last:
-            checkpoints.save(done, state)
+        before, place = place, next_place(config, place, accuracy)
+        if done % config.checkpoint_every == 0 or place is None:
+            checkpoints.save(place or Place(done, before.stage + 1, 0), state)
     return state
 
 
-def _validation_rows(corpus: Corpus, tokens: int) -> jax.Array:
-    return jnp.asarray(corpus.held_out_rows(rows=_VALIDATION_TOKENS // tokens, tokens=tokens))
+def task_accuracy(
+    model: Transformer, lessons: Lessons, *, config: ConfigDict, stage: dict[str, Any]
+) -> dict[str, float]:
+    """Share of test rows whose first answer is right in every token, task by task; the whole context is seen."""
+    found = {}
+    for task in tasks_of(mix_of(config, stage)):
+        rows = lessons.test_rows(task, seed=config.seed, rows=stage["test_rows"], tokens=stage["tokens"])
+        right = []
+        for start in range(0, len(rows.tokens), stage["rows"]):
+            piece = np.zeros((stage["rows"], rows.tokens.shape[1]), np.int32)
+            part = rows.tokens[start : start + stage["rows"]]
+            piece[: len(part)] = part
+            right.append(np.asarray(right_tokens(model, jnp.asarray(piece)))[: len(part)])
+        places = np.arange(1, rows.tokens.shape[1])
+        asked = (places >= rows.first[:, None]) & (places < rows.last[:, None])
+        found[task] = float(np.mean(np.all(np.concatenate(right) | ~asked, axis=1)))
+    return found
+
+
+_validate = jax.jit(weighted_loss)
+
+
+def _held_out_loss(model: Transformer, lessons: Lessons, tokens: int) -> float:
+    """Nats a byte of text that training never sees."""
+    rows = jnp.asarray(lessons.corpus.held_out_rows(rows=_VALIDATION_TOKENS // tokens, tokens=tokens))
+    ones = jnp.ones((4, tokens + 1))
+    losses = [_validate(model, rows[start : start + 4], ones) for start in range(0, len(rows), 4)]
+    return float(jnp.mean(jnp.stack(losses)))
 
 
 class _Log:
@@ -236,7 +209,8 @@ def write_output(config: ConfigDict, state: TrainState, *, code: str | None) -> 
     """Writes the Hugging Face folder, the log, and the commit, device and settings that made it."""
     output = ROOT / config.output
     save_checkpoint(state.model, output)
-    write_byte_tokenizer(output, vocab_size=config.model.vocab_size, max_positions=config.model.max_position_embeddings)
+    sizes = {"vocab_size": config.model.vocab_size, "max_positions": config.model.max_position_embeddings}
+    write_byte_tokenizer(output, symbols=SYMBOLS, **sizes)
     log = (ROOT / config.checkpoint_folder / "log.jsonl").read_text()
     (output / "train_log.jsonl").write_text(log)
     device = jax.devices()[0].device_kind
@@ -249,10 +223,10 @@ def check_config(config: ConfigDict) -> None:
     """Raises `UserError` for settings that cannot be."""
     if not config.stages or any(stage["tokens"] > config.model.max_position_embeddings for stage in config.stages):
         raise UserError("config.stages must hold at least one stage, none with more tokens than the model's context.")
-    if config.warmup_steps >= num_steps(config):
-        raise UserError(
-            f"config.warmup_steps is {config.warmup_steps}; it must be below the {num_steps(config)} steps."
-        )
+    for stage in config.stages:
+        check_mix(mix_of(config, stage))
+    if config.warmup_steps < 1:
+        raise UserError(f"config.warmup_steps is {config.warmup_steps}; it must be at least 1.")
 
 
 def main(settings: Settings) -> int:

@@ -13,10 +13,14 @@ from kvjax import axes
 from kvjax.attention import decode_layer, observe_layer, prefill_layer, replay_layer
 from kvjax.cache import LayerCache
 from kvjax.causal import causal_attention
+from kvjax.foresight import LayerFuture, foresee_layer
 from kvjax.rope import Turns, rotate
 from kvjax.sharding import Placement
 from kvjax.statistics import LayerStatistics
 from models.config import ModelConfig
+
+LayerState = LayerCache | LayerStatistics | LayerFuture
+"""What a layer carries from call to call: its cache, or what it gathers in calibration or foresight."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,9 +101,9 @@ class Attention(nnx.Module):
         *,
         turns: Turns,
         positions: axes.Positions,
-        layer: LayerCache | LayerStatistics | None,
+        layer: LayerState | None,
         attend: Callable,
-    ) -> tuple[axes.Activations, LayerCache | LayerStatistics | None]:
+    ) -> tuple[axes.Activations, LayerState | None]:
         """Attends; returns the block's output and the layer's cache with the new tokens in it."""
         queries, keys, values = self.query(inputs), self.key(inputs), self.value(inputs)
         if self.query_norm is not None:
@@ -135,9 +139,10 @@ PHASES: dict[str, Callable] = {
     "replay": replay_layer,
     "decode": decode_layer,
     "calibrate": observe_layer,
+    "foresee": foresee_layer,
 }
 """How attention treats the cache: not at all; as an empty one that the prompt fills; as a prompt that is read again; as
-one to append to; as statistics that gather what passes."""
+one to append to; as statistics that gather what passes; as what queries to come will attend to."""
 
 
 class FeedForward(nnx.Module):

@@ -10,16 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kvjax import axes
-from kvjax.cache import LayerCache
 from kvjax.model_shape import ModelShape
 from kvjax.rope import Turns, turns_at
 from kvjax.sharding import Placement
-from kvjax.statistics import LayerStatistics
 from models.config import ModelConfig
-from models.layers import PHASES, Attention, Build, FeedForward, RMSNorm
-
-LayerState = LayerCache | LayerStatistics
-"""What a layer carries from call to call: its cache, or what it gathers in calibration."""
+from models.layers import PHASES, Attention, Build, FeedForward, LayerState, RMSNorm
 
 
 class Layer(nnx.Module):
@@ -85,7 +80,8 @@ class Transformer(nnx.Module):
           positions: `B T` int32, absolute; -1 is padding.
           layers: the cache's layers; None without a cache.
           phase: "train" (no cache), "prefill" (fills an empty cache), "replay" (reads a prompt again that is not stored
-            yet), "decode" (appends to a cache) or "calibrate" (`layers` gather statistics instead of caches).
+            yet), "decode" (appends to a cache), "calibrate" (`layers` gather statistics instead of caches) or "foresee"
+            (`layers` learn what their tokens will be worth).
 
         Returns:
           The last layer's activations `B T M`, normed and ready for `logits`, and the cache's layers.

@@ -4,11 +4,11 @@ import functools
 
 import numpy as np
 import pytest
+from kvjax.perplexity import Scores, compare, score
 from scipy.special import log_softmax, rel_entr
 
 from kvjax.empty import empty_cache
 from kvjax.grammar import parse_policy
-from kvjax.perplexity import Scores, compare, score
 from kvjax.policy import Policy
 from tests.tiny import tiny_model, whole_pass
 

@@ -1,0 +1,1 @@
+"""Tasks, one file each; see `kvjax/task.py`."""
