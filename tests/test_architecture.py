@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "kvjax.codec": FOUNDATION | {"kvjax._kernels", "kvjax.stages"},
     "kvjax.codecs": {"kvjax.codec", "kvjax.errors", "kvjax.folder", "kvjax.stages"},
     "kvjax.selection": FOUNDATION | {"kvjax.stages"},
-    "kvjax.scoring": {"kvjax.selection"},
+    "kvjax.scoring": {"kvjax.errors", "kvjax.selection"},
     "kvjax.selections": {
         "kvjax._kernels",
         "kvjax.errors",
