@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
         {
             "model": {
                 "model_type": "qwen3",
-                "vocab_size": 384,  # 256 bytes, 3 special tokens, 116 symbols (kvjax/symbols.py)
+                "vocab_size": 384,  # 256 bytes, 3 special tokens, 115 symbols (kvjax/symbols.py)
                 "hidden_size": 128,
                 "intermediate_size": 384,
                 "num_hidden_layers": 4,
