@@ -74,10 +74,11 @@ def follow(
     empty = init_cache(model, policy, batch=len(prompts), max_tokens=max_tokens, statistics=statistics)
     empty = empty if prepare is None else prepare(empty)
     targets, counted = _targets(answers)
-    found, cache = [], empty
+    found, last = [], empty
     for logs, count, cache in _along(model, empty, prompts, then=then, targets=targets, counted=counted):
         found.append(np.asarray(logs)[:, :count])
-    return Followed(np.concatenate(found, axis=1), targets, counted, cache)
+        last = cache
+    return Followed(np.concatenate(found, axis=1), targets, counted, last)
 
 
 def divergence_along(
