@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.accounting import kept_positions
+from kvjax.companions import frame_of, is_oracle
 from kvjax.decoding import LanguageModel, compressed_decode, init_cache, prefill
 from kvjax.errors import UserError, check_between
 from kvjax.grammar import parse_policy
@@ -57,6 +58,13 @@ def trace_of(record: dict[str, Any]) -> Trace:
     kept = (moments >= came) & (moments < came + lasted)
     tuples = {name: tuple(record[name]) for name in ("seen", "layers", "heads")}
     return Trace(**{**record, **tuples, "kept": kept})
+
+
+def first_evicting(policies: Sequence[Policy]) -> Policy | None:
+    """The first policy that evicts; `random` and `streaming` beside others only if there is no such other."""
+    evicting = [policy for policy in policies if frame_of(policy) and not is_oracle(policy)]
+    beside = {f"{name}{frame_of(policy)}" for policy in evicting for name in ("random", "streaming")}
+    return next((policy for policy in evicting if str(policy) not in beside), next(iter(evicting), None))
 
 
 def evenly(count: int, most: int) -> tuple[int, ...]:
@@ -114,15 +122,7 @@ def trace_kept(
         seen.append(seen[-1] + len(piece))
         moments.append(kept_positions(cache))
     kept = np.zeros((len(seen), len(layers), len(heads), total), np.bool_)
-    for moment, held in enumerate(moments):
-        for row, layer in enumerate(layers):
-            for column, head in enumerate(heads):
-                kept[moment, row, column, held[layer][head]] = True
-    return Trace(
-        policy=str(policy),
-        prompt_tokens=len(tokens),
-        seen=tuple(seen),
-        layers=layers,
-        heads=heads,
-        kept=kept,
-    )
+    for moment, row, column in np.ndindex(kept.shape[:3]):
+        kept[moment, row, column, moments[moment][layers[row]][heads[column]]] = True
+    facts = {"policy": str(policy), "prompt_tokens": len(tokens), "seen": tuple(seen)}
+    return Trace(**facts, layers=layers, heads=heads, kept=kept)

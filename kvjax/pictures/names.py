@@ -72,7 +72,7 @@ def _method(terms: Sequence[str]) -> str:
 def fold(text: str, width: int) -> str:
     """Breaks a name at its joints so that no line is longer than `width`, where that can be."""
     lines = [""]
-    for piece in re.split(r"(?<=[+,])|(?=\()", text):
+    for piece in re.split(r"(?<=,)|(?=[(+])", text):
         if lines[-1] and len(lines[-1] + piece) > width:
             lines.append("")
         lines[-1] += piece

@@ -25,8 +25,13 @@ def kinds_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[
     for row in rows:
         if {"depth", "tokens"} <= row.get("facts", {}).keys() and "scores" in row:
             found.setdefault((_kind(row["task"]), row["question"]), []).append(row)
-    lengths = {key: {tokens for row in group for tokens in row["facts"]["tokens"]} for key, group in found.items()}
-    return {key: group for key, group in found.items() if len(lengths[key]) > 1}
+    return {key: group for key, group in found.items() if len(set(map(length_of, group))) > 1}
+
+
+def length_of(row: dict[str, Any]) -> int:
+    """Tokens that a task was to have; what its examples have on average where its name does not say."""
+    named = re.search(r"[(,]\s*tokens\s*=\s*(\d+)", row["task"])
+    return int(named[1]) if named else round(float(np.median(row["facts"]["tokens"])))
 
 
 def _kind(task: str) -> str:
@@ -44,9 +49,9 @@ def grid_of(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> tuple[np.
     """
     total, count = np.zeros((DEPTHS, len(lengths))), np.zeros((DEPTHS, len(lengths)), np.int64)
     for row in rows:
-        facts = row["facts"]
-        for depth, tokens, score in zip(facts["depth"], facts["tokens"], row["scores"], strict=True):
-            place = min(int(depth * DEPTHS), DEPTHS - 1), lengths.index(tokens)
+        column = lengths.index(length_of(row))
+        for depth, score in zip(row["facts"]["depth"], row["scores"], strict=True):
+            place = min(int(depth * DEPTHS), DEPTHS - 1), column
             total[place] += score
             count[place] += 1
     return np.where(count > 0, total / np.maximum(count, 1), -1.0), count
@@ -65,7 +70,7 @@ def needle_figure(rows: Sequence[dict[str, Any]], theme: Theme) -> "Figure":
       theme: inks.
     """
     names = names_of([row["policy"] for row in rows])
-    lengths = sorted({tokens for row in rows for tokens in row["facts"]["tokens"]})
+    lengths = sorted(set(map(length_of, rows)))
     columns = columns_for(len(lengths), len(names.short))
     lines = {policy: fold(name, 96 // columns) for policy, name in names.short.items()}
     height = 1.35 + 0.16 * max(text.count("\n") for text in lines.values())
