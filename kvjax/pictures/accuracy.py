@@ -186,8 +186,8 @@ def accuracy_figure(rows: Sequence[dict[str, Any]], theme: Theme) -> "Figure":
 def _set_titles(axis: Any, rows: Sequence[dict[str, Any]], theme: Theme, *, width: int, lines: int) -> None:
     """Title and remark of a panel, with room for `lines` of remark."""
     title, remark = heading(rows, width=width)
-    room = 11 * lines + 4
-    axis.set_title(title, pad=room + 1)
+    room = 12 * lines + 2
+    axis.set_title(title, pad=room + 4)
     how = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
     axis.annotate(remark, (0, 1), (0, room), color=theme.muted, **how)
     axis.grid(True, linewidth=0.6)
