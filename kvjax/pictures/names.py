@@ -49,11 +49,13 @@ def _name(term: str) -> str:
 
 
 def _codecs(terms: Sequence[str]) -> str:
-    """Codecs without numbers: one, or that of keys and that of values."""
-    roles = {_name(term): re.split(r"[(),]", term)[1] for term in terms if _name(term) in ("key", "value")}
-    if not roles:
+    """Codecs of keys and of values without numbers, several of parts of the layers joined; empty for none."""
+    roles: dict[str, list[str]] = {"key": [], "value": []}
+    for term in terms:
+        roles.get(_name(term), []).append(re.split(r"[(),]", term)[1] if "(" in term else "")
+    if not any(roles.values()):
         return ""
-    return "/".join(roles.get(role, "full") for role in ("key", "value"))
+    return "/".join("+".join(dict.fromkeys(roles[role])) or "full" for role in ("key", "value"))
 
 
 def _family(terms: Sequence[str]) -> str:
@@ -66,7 +68,7 @@ def _method(terms: Sequence[str]) -> str:
     """The selection, or else the first codec."""
     plain = [_name(term) for term in terms if _name(term) not in (*SETTINGS, "key", "value")]
     chosen = [name for name in plain if name == "oracle" or name in SELECTIONS.names()]
-    return next(iter([*chosen, *plain]), _codecs(terms).split("/")[0])
+    return next(iter([*chosen, *plain]), re.split("[/+]", _codecs(terms))[0])
 
 
 def fold(text: str, width: int) -> str:

@@ -30,6 +30,8 @@ def test_settings_that_differ_are_said():
     ("policy", "family", "method"),
     [
         ("key(turboquant,bits=4)+value(int4)", "turboquant/int4", "turboquant"),
+        ("key(int2)+key(int4,part=1/2)+value(int4)", "int2+int4/int4", "int2"),
+        ("int2+int4(part=1/2)", "int2 + int4", "int2"),
         ("key(int8)", "int8/full", "int8"),
         ("int4+h2o(budget=64)", "int4 + h2o", "h2o"),
         ("kivi(bits=2)", "kivi", "kivi"),
