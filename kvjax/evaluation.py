@@ -154,6 +154,7 @@ class Evaluator:
         outputs = [] if cell.task.forced else self._score(cell, written)
         if outputs:
             row |= _of_answers([one["score"] for one in outputs], written, self._written)
+            row["facts"] = {name: [one["facts"].get(name) for one in outputs] for name in outputs[0]["facts"]}
         row |= self._of_cache(cell, policy, followed[-1].cache if cache is None else cache)
         return row, outputs
 
