@@ -50,24 +50,19 @@ class Point:
 def points_of(rows: Sequence[dict[str, Any]]) -> list[Point]:
     """The points of one task in one regime.
 
-    An oracle's own cache holds the future; it stands at the bytes of its `random` companion, which keeps as much.
-
     Args:
       rows: of that task, with notes; those without bytes or a value are left out.
     """
-    taken = {row["policy"]: row["cache_bytes"] for row in rows}
-    whole = taken.get("full") or rows[0]["full_cache_bytes"]
+    whole = next((row["cache_bytes"] for row in rows if row["policy"] == "full"), rows[0]["full_cache_bytes"])
     found = []
     for row in rows:
-        name = row["policy"]
-        companion = "random" + name.removeprefix("oracle") if name.startswith("oracle(") else name
         scored = "accuracy" in row
         value = row["accuracy"] if scored else row["kl_mean"]
-        if companion not in taken or not (scored or value > 0):
+        if not (scored or value > 0):
             continue
         ends = (row["accuracy_low"], row["accuracy_high"]) if scored else (value, value)
         value, low, high = (one if scored else max(one, _LEAST_KL) for one in (value, *ends))
-        found.append(Point(name, taken[companion] / whole, value, low, high, row.get("note") or ""))
+        found.append(Point(row["policy"], row["cache_bytes"] / whole, value, low, high, row.get("note") or ""))
     return found
 
 

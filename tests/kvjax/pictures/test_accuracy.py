@@ -28,12 +28,6 @@ def test_points_are_shares_of_the_uncompressed_cache():
     ]
 
 
-def test_an_oracle_stands_where_random_does():
-    rows = [row("hops", "full"), row("hops", POLICIES[1], size=50), row("hops", POLICIES[2], size=300)]
-    assert [one.share for one in points_of(rows)] == [1.0, 0.125, 0.125]
-    assert [one.policy for one in points_of([rows[0], rows[2]])] == ["full"]  # its bytes are unknown
-
-
 def test_likelihood_has_no_point_for_full():
     rows = [likelihood_row("full", 0.0), likelihood_row("int4", 0.25), likelihood_row("int8", 1e-9)]
     assert [(one.policy, one.value, one.low) for one in points_of(rows)] == [("int4", 0.25, 0.25), ("int8", 1e-6, 1e-6)]
