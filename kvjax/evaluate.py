@@ -52,6 +52,8 @@ from models.transformer import Transformer
 _SETTLED = ("examples", "seed", "batch")
 """Flags that decide the numbers; tasks, regimes and policies may be added to."""
 
+_LONGEST_NAME = 160  # of a file of answers, before its ending
+
 _MOMENTS = 96  # of a trace, about
 
 _EXACT = "exact(sinks=4,window=16,round=16)"
@@ -98,7 +100,9 @@ class Folder:
         write_json(self.path / "report.json", self.report)
 
     def _answers(self, task: str, question: str, policy: str) -> Path:
-        name = re.sub(r"[^\w.,=()+-]+", "_", f"{task}.{question}.{policy}")[:180]
+        name = re.sub(r"[^\w.,=()+-]+", "_", f"{task}.{question}.{policy}")
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[:_LONGEST_NAME]}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return self.path / "answers" / f"{name}.jsonl"
 
     def first_answer(self, task: str, question: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from kvjax.accounting import account, device_bytes, full_cache_bytes, num_evicted
 from kvjax.cache import KVCache
 from kvjax.companions import is_oracle
+from kvjax.errors import UserError
 from kvjax.forcing import Followed, compare, follow, num_common
 from kvjax.generation import Generator
 from kvjax.material import check_symbols
@@ -95,7 +96,9 @@ def make_cell(
         contexts = [encode(example.context, True) for example in examples]
         questions = [encode(example.question, False) for example in examples]
         answers = [encode(example.answer, False) for example in examples]
-        inside = question == "inside" or not all(questions)
+        inside = question == "inside"
+        if not inside and not all(questions):
+            raise UserError(f"{task.name} has problems whose question is not apart: use --questions=inside.")
         prompts = [a + b for a, b in zip(contexts, questions, strict=True)] if inside else contexts
         then = [] if inside else questions
     longest = max(len(prompt) + (len(then[row]) if then else 0) for row, prompt in enumerate(prompts))
