@@ -71,12 +71,13 @@ def follow(
       statistics: of the model, for policies that need them.
       prepare: is given the empty cache, and gives the one to use.
     """
-    empty = init_cache(model, policy, batch=len(prompts), max_tokens=max_tokens, statistics=statistics)
-    empty = empty if prepare is None else prepare(empty)
+    cache = init_cache(model, policy, batch=len(prompts), max_tokens=max_tokens, statistics=statistics)
+    cache = cache if prepare is None else prepare(cache)
     targets, counted = _targets(answers)
     found = []
-    for logs, count, cache in _along(model, empty, prompts, then=then, targets=targets, counted=counted):
+    for logs, count, newest in _along(model, cache, prompts, then=then, targets=targets, counted=counted):
         found.append(np.asarray(logs)[:, :count])
+        cache = newest
     return Followed(np.concatenate(found, axis=1), targets, counted, cache)
 
 
