@@ -46,10 +46,10 @@ def absorb(
       unit: slots that move together.
       placement: where arrays live.
     """
-    batch, heads = kept.shape[:2]
+    heads = kept.shape[1]
     num_old = body.num_slots // unit
     stays, comes = kept[:, :, :num_old], kept[:, :, num_old:]
-    spread = jnp.broadcast_to(positions[:, None], (batch, heads, positions.shape[1]))
+    spread = spread_heads(positions, heads)
     owners = jnp.broadcast_to(jnp.arange(heads, dtype=jnp.int32)[None, :, None], spread.shape)
     if body.owners is not None:
         stays, comes = jnp.any(stays, axis=1, keepdims=True), _merge(comes)
@@ -108,7 +108,7 @@ def fill_kept(
       placement: where arrays live.
     """
     batch, heads, count = kept.shape
-    spread = jnp.broadcast_to(positions[:, None], (batch, heads, positions.shape[1]))
+    spread = spread_heads(positions, heads)
     owners = jnp.broadcast_to(jnp.arange(heads, dtype=jnp.int32)[None, :, None], spread.shape)
     parts, pooled = (scratch.keys, scratch.values), body.owners is not None
     if pooled:
@@ -161,6 +161,21 @@ def index_of(kept: Bool[Array, "B K units"], size: int) -> Int[Array, "B K size"
     found, index = jax.lax.top_k(order, count)
     index = jnp.where(found > -jnp.inf, index, -1)
     return jnp.pad(index, ((0, 0), (0, 0), (0, size - count)), constant_values=-1)
+
+
+def spread_heads(array: Array, heads: int) -> Array:
+    """`B S`, the same for all heads, as `B K S`."""
+    return jnp.broadcast_to(array[:, None], (array.shape[0], heads, array.shape[1]))
+
+
+def write_rows(old: Array, new: Array, starts: Int[Array, "B"], due: Bool[Array, "B"], *, axis: int) -> Array:
+    """Rows with `new` written along an axis from each row's start on; those that are not due stay as they are."""
+
+    def row(old: jax.Array, new: jax.Array, start: jax.Array, due: jax.Array) -> jax.Array:
+        kept = jax.lax.dynamic_slice_in_dim(old, start, new.shape[axis - 1], axis=axis - 1)
+        return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(due, new, kept), start, axis=axis - 1)
+
+    return jax.vmap(row)(old, new, starts, due)
 
 
 def _merge(array: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from kvjax import axes
 from kvjax._kernels import select
 from kvjax.cache import LayerCache, PromptTokens
-from kvjax.compaction import dense_body
+from kvjax.compaction import dense_body, spread_heads
 from kvjax.evidence import last_queries
 from kvjax.policy import BodyPlan, Policy
 from kvjax.selection import View
@@ -106,7 +106,7 @@ def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row
     sinks = exact.num_sinks
 
     def spread(array: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(array[:, None], (array.shape[0], shape.num_kv_heads, array.shape[1]))
+        return spread_heads(array, shape.num_kv_heads)
 
     def join(*arrays: jax.Array) -> jax.Array:
         return jnp.concatenate([array.astype(jnp.float32) for array in arrays], axis=2)
@@ -146,18 +146,14 @@ def prompt_candidates(
       row: counts of the batch's rows, the prompt seen.
     """
     heads = layer.site.shape.num_kv_heads
-
-    def spread(array: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(array[:, None], (array.shape[0], heads, array.shape[1]))
-
     held = (prompt.positions >= 0)[:, None, :, None]
     return _candidates(
         keys=jnp.where(held, prompt.keys, 0.0).astype(jnp.float32),
         values=jnp.where(held, prompt.values, 0.0).astype(jnp.float32),
-        positions=spread(prompt.positions),
+        positions=spread_heads(prompt.positions, heads),
         numbers=prompt.numbers,
         start=layer.exact.num_sinks,
-        candidate_positions=spread(positions),
+        candidate_positions=spread_heads(positions, heads),
         layer=layer,
         row=row,
     )

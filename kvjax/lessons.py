@@ -1,7 +1,7 @@
 """Rows to learn from: problems of tasks, questions and answers behind each context, and plain text.
 
     row      [ context | question | answer | question | answer | ... | padding ]
-    weight     0         0          1        0          1              0              text: a weight everywhere
+    weight   filler      0          1        0          1              0              text: a weight everywhere
 
 A batch depends on seed and step alone. Rows to test on come from seeds of their own.
 """
@@ -23,6 +23,7 @@ TRAIN, TEST = 0, 1
 """Streams of random numbers that never meet."""
 
 TEXT = "text"
+NUM_BYTES = 256
 _MORE = 64  # questions behind a context at most
 _EXCERPTS = 0.5  # share of task rows whose filler is cut from books
 
@@ -65,12 +66,14 @@ class Lessons:
       corpus: texts.
       books: one string, from which filler is cut.
       text_weight: of each token of a row of text; an answer's tokens weigh 1.
+      filler_weight: of each token of filler in a context.
     """
 
     tokenizer: Tokenizer
     corpus: Corpus
     books: str
     text_weight: float
+    filler_weight: float
 
     def batch(self, step: int, *, mix: Mapping[str, float], seed: int, rows: int, tokens: int) -> Rows:
         """Rows of `tokens` + 1 tokens.
@@ -108,7 +111,8 @@ class Lessons:
     def _fill(self, example: Example, tokens: int) -> Rows:
         """The context, and as many whole questions and answers as there is room for."""
         row: list[int] = self._encode(example.context)
-        weights, span = [0.0] * len(row), (0, 0)
+        weights = [self.filler_weight if token < NUM_BYTES else 0.0 for token in row]
+        span = (0, 0)
         for place, (question, answer) in enumerate([(example.question, example.answer), *example.more]):
             asked, answered = self._encode(question), self._encode(answer)
             if place and len(row) + len(asked) + len(answered) > tokens + 1:

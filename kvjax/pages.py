@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax import axes
-from kvjax._kernels import Parts, Segment, select, take_slots
-from kvjax.compaction import index_of
+from kvjax._kernels import Segment, select, take_slots
+from kvjax.compaction import index_of, take_numbers, write_rows
 from kvjax.evidence import Evidence
 
 
@@ -36,11 +36,7 @@ def add_pages(
     grouped = keys.reshape(*keys.shape[:2], -1, size, keys.shape[3])
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
-        def row(old: jax.Array, new: jax.Array, start: jax.Array, due: jax.Array) -> jax.Array:
-            kept = jax.lax.dynamic_slice_in_dim(old, start, new.shape[1], axis=1)
-            return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(due, new, kept), start, axis=1)
-
-        return jax.vmap(row)(old, new.astype(old.dtype), starts // size, due)
+        return write_rows(old, new.astype(old.dtype), starts // size, due, axis=2)
 
     low, high = state.pages
     return dataclasses.replace(
@@ -82,16 +78,9 @@ def best_pages(segment: Segment, state: Evidence, queries: Float[Array, "B 1 N D
     chosen = select(by_head, protected=newest, recency=firsts, budgets=budgets)
     index = index_of(chosen, count)
     positions = jnp.broadcast_to(segment.positions, (*by_head.shape[:2], segment.positions.shape[2]))
-    offsets = jnp.arange(size, dtype=jnp.int32)[None, None, None]
-    slots = (index[..., None] * size + offsets).reshape(*index.shape[:2], -1)
-    found = jnp.take_along_axis(positions, jnp.maximum(slots, 0), axis=2)
     return dataclasses.replace(
         segment,
-        keys=_read(segment.keys, index, size),
-        values=_read(segment.values, index, size),
-        positions=jnp.where(slots >= 0, found, axes.EMPTY),
+        keys=take_slots(segment.keys, index, unit=size),
+        values=take_slots(segment.values, index, unit=size),
+        positions=take_numbers(positions, index, unit=size, empty=axes.EMPTY),
     )
-
-
-def _read(parts: Parts, index: Int[Array, "B K pages"], size: int) -> Parts:
-    return take_slots(parts, index, unit=size)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from kvjax import axes
 from kvjax._kernels import Parts
 from kvjax.cache import KEY_AXES, Body, ExactSegment, KVCache, LayerCache, place_heads
-from kvjax.compaction import absorb
+from kvjax.compaction import absorb, spread_heads, write_rows
 from kvjax.eviction import Moved, Row, agree, round_candidates
 from kvjax.keeping import kept_units
 from kvjax.pages import add_pages
@@ -219,19 +219,13 @@ def store(
 ) -> Body:
     """Writes encoded tokens from each due row's start on."""
 
-    def write_row(old: jax.Array, new: jax.Array, start: jax.Array, due: jax.Array, axis: int) -> jax.Array:
-        kept = jax.lax.dynamic_slice_in_dim(old, start, new.shape[axis], axis=axis)
-        return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(due, new, kept), start, axis=axis)
-
     def write(old: jax.Array, new: jax.Array, *, axis: int, entries: tuple[int, int]) -> jax.Array:
-        at = starts * entries[0] // entries[1]
-        rows = jax.vmap(write_row, in_axes=(0, 0, 0, 0, None))
-        return rows(old, new, at, due, axis - 1)
+        return write_rows(old, new, starts * entries[0] // entries[1], due, axis=axis)
 
     stored = []
     for old, new in zip((body.keys, body.values), codes, strict=True):
         parts = tuple(one.map_tokens(write, other) for one, other in zip(old, new, strict=True))
         stored.append(place_heads(parts, placement))
-    spread = jnp.broadcast_to(positions[:, None], (positions.shape[0], body.positions.shape[1], positions.shape[1]))
+    spread = spread_heads(positions, body.positions.shape[1])
     written = place_heads(write(body.positions, spread, axis=2, entries=(1, 1)), placement)
     return dataclasses.replace(body, keys=stored[0], values=stored[1], positions=written)

@@ -1,10 +1,14 @@
 """What several selections need: means over tokens, groups of query heads, neighbours, weights of the last queries."""
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kvjax.selection import Scores, View
+from kvjax.errors import check_between, check_choice
+from kvjax.selection import Scores, Selection, View
 
 
 def mean_over(numbers: Float[Array, "B K S ..."], counted: Bool[Array, "B K S"]) -> Float[Array, "B K ..."]:
@@ -82,6 +86,13 @@ def pooled(
     return jnp.take_along_axis(smoothed, places, axis=2)
 
 
+def before_window(view: View, *, window: int) -> tuple[Bool[Array, "B K S"], Int[Array, "B"]]:
+    """Tokens held that came before the last `window` queries, and how many of these a row has had."""
+    positions = view.query_positions[:, -window:]
+    first = jnp.min(jnp.where(positions >= 0, positions, jnp.iinfo(jnp.int32).max), axis=1)
+    return view.held & (view.positions < first[:, None, None]), jnp.sum(positions >= 0, axis=1)
+
+
 def observed_window(view: View, *, window: int, kernel: int, pool: str) -> Scores:
     """SnapKV's score (arXiv 2404.14469): mean weight of the last queries, smoothed along the tokens before the window.
 
@@ -90,11 +101,38 @@ def observed_window(view: View, *, window: int, kernel: int, pool: str) -> Score
     Tokens of the window itself get 0. The authors score each query head for itself; the mean over a group is kvpress's.
     """
     weights = window_weights(view, window=window)
-    first = jnp.min(
-        jnp.where(view.query_positions >= 0, view.query_positions, jnp.iinfo(jnp.int32).max)[:, -window:], axis=1
-    )
-    before = view.held & (view.positions < first[:, None, None])
-    heard = jnp.sum(view.query_positions[:, -window:] >= 0, axis=1)
+    before, heard = before_window(view, window=window)
     mean = jnp.sum(weights, axis=2) / jnp.maximum(heard, 1).astype(jnp.float32)[:, None, None]
     scores = jnp.where(before, group_mean(mean, view), 0.0)
     return jnp.where(before, pooled(scores, view.positions, before, kernel=kernel, kind=pool), 0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObservedWindow(Selection):
+    """Keeps the tokens that the last queries attend to: SnapKV, and those that spread its budgets differently.
+
+    Attributes:
+      queries: w, last queries that vote.
+      kernel: tokens that are smoothed together, odd.
+      pool: "avg" or "max".
+    """
+
+    name: ClassVar[str]
+
+    queries: int = 64
+    kernel: int = 5
+    pool: str = "avg"
+
+    def __post_init__(self):
+        check_between(f"{self.name}(queries)", self.queries, 1, 1024)
+        check_choice(f"{self.name}(kernel)", self.kernel, range(1, 64, 2))
+        check_choice(f"{self.name}(pool)", self.pool, ("avg", "max"))
+
+    @property
+    def num_queries(self) -> int:
+        """W."""
+        return self.queries
+
+    def score(self, view: View) -> Scores:
+        """The smoothed mean weight."""
+        return observed_window(view, window=self.queries, kernel=self.kernel, pool=self.pool)

@@ -16,7 +16,9 @@ from kvjax.model_shape import ModelShape
 from kvjax.statistics import Statistics, empty_statistics
 from kvjax.triattention_file import load_triattention
 
-_FORMAT = "kvjax statistics 1"
+_FORMATS = "kvjax statistics "
+_FORMAT = f"{_FORMATS}2"
+"""A new number for every change of what a file holds: 2 has the second moments of queries before RoPE, 1 had not."""
 
 
 def save_statistics(path: str | Path, statistics: Statistics) -> None:
@@ -54,7 +56,7 @@ def load_statistics(path: str | Path, shape: ModelShape) -> Statistics:
       shape: the model's `cache_shape`.
 
     Raises:
-      UserError: the file is missing or no statistics file, or they belong to another model.
+      UserError: the file is missing, no statistics file or of another format, or they belong to another model.
     """
     found = Path(path)
     if not found.is_file():
@@ -71,8 +73,14 @@ def load_statistics(path: str | Path, shape: ModelShape) -> Statistics:
         raise UserError(
             f"{found} is not a safetensors file ({error}); python -m kvjax.calibrate writes statistics."
         ) from error
-    if metadata.get("format") != _FORMAT:
+    written = metadata.get("format", "")
+    if not written.startswith(_FORMATS):
         raise UserError(f"{found} holds no statistics of ours; python -m kvjax.calibrate writes them.")
+    if written != _FORMAT:
+        raise UserError(
+            f"The format of {found} is '{written}'; this version reads '{_FORMAT}'. Write the statistics again with "
+            f"python -m kvjax.calibrate --output={found}."
+        )
     theirs = ModelShape(**{**json.loads(metadata["shape"]), "rope": shape.rope})
     Statistics((), theirs, source=str(found)).check(shape)
     if metadata["rope"] != repr(shape.rope):

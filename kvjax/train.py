@@ -81,7 +81,7 @@ def make_lessons(config: ConfigDict, folder: Path) -> Lessons:
     sizes = {"vocab_size": config.model.vocab_size, "max_positions": config.model.max_position_embeddings}
     write_byte_tokenizer(tokenizer, symbols=SYMBOLS, **sizes)
     books = bytes(corpus.train[corpus.train < 128].astype(np.uint8)).decode("ascii")
-    return Lessons(load_tokenizer(tokenizer), corpus, books, text_weight=config.text_weight)
+    return Lessons(load_tokenizer(tokenizer), corpus, books, config.text_weight, config.filler_weight)
 
 
 def train(config: ConfigDict, *, quiet: bool = False) -> TrainState:

@@ -19,10 +19,10 @@ def statements(text, marker):
     return [numbers(run) for run in re.findall(re.escape(marker) + r"((?:<\d+>)*)", text)]
 
 
-def asked(question, marker):
-    """The numbers that a question asks for."""
+def asked(question, marker, *, end=""):
+    """The numbers that a question asks for, which are its last ones."""
     (keys,) = statements(question, marker)
-    assert question.endswith("[ANS]")
+    assert question.endswith(marker + "".join(f"<{key}>" for key in keys) + end)
     return keys
 
 

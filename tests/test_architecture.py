@@ -78,7 +78,7 @@ MAY_IMPORT = {
     "kvjax.codec": FOUNDATION | {"kvjax._kernels", "kvjax.stages"},
     "kvjax.codecs": {"kvjax.codec", "kvjax.errors", "kvjax.folder", "kvjax.stages"},
     "kvjax.selection": FOUNDATION | {"kvjax.stages"},
-    "kvjax.scoring": {"kvjax.selection"},
+    "kvjax.scoring": {"kvjax.errors", "kvjax.selection"},
     "kvjax.selections": {
         "kvjax._kernels",
         "kvjax.errors",
@@ -138,7 +138,9 @@ MAY_IMPORT = {
     "kvjax.graph_walk": set(),
     "kvjax.tasks": {
         "kvjax.answers",
+        "kvjax.corpus",
         "kvjax.errors",
+        "kvjax.folder",
         "kvjax.graph_walk",
         "kvjax.records",
         "kvjax.symbols",

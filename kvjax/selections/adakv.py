@@ -11,40 +11,16 @@ have them: it is the term `heads(adaptive)`.
 import dataclasses
 from typing import ClassVar
 
-from kvjax.errors import check_between, check_choice
-from kvjax.scoring import observed_window
-from kvjax.selection import SELECTIONS, Scores, Selection, View
+from kvjax.scoring import ObservedWindow
+from kvjax.selection import SELECTIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaKV(Selection):
-    """Keeps the tokens that the last queries attend to.
+class AdaKV(ObservedWindow):
+    """Keeps the tokens that the last queries attend to, most in the heads that score highest."""
 
-    Attributes:
-      queries: w, last queries that vote.
-      kernel: tokens that are smoothed together, odd.
-      pool: "avg" or "max".
-    """
-
+    name: ClassVar[str] = "adakv"
     heads: ClassVar[str] = "adaptive"
-
-    queries: int = 64
-    kernel: int = 5
-    pool: str = "avg"
-
-    def __post_init__(self):
-        check_between("adakv(queries)", self.queries, 1, 1024)
-        check_choice("adakv(kernel)", self.kernel, range(1, 64, 2))
-        check_choice("adakv(pool)", self.pool, ("avg", "max"))
-
-    @property
-    def num_queries(self) -> int:
-        """W."""
-        return self.queries
-
-    def score(self, view: View) -> Scores:
-        """The smoothed mean weight."""
-        return observed_window(view, window=self.queries, kernel=self.kernel, pool=self.pool)
 
 
 SELECTIONS.register("adakv", AdaKV)

@@ -10,40 +10,16 @@ and kvpress falls back to uniform budgets below 1,280 tokens.
 import dataclasses
 from typing import ClassVar
 
-from kvjax.errors import check_between, check_choice
-from kvjax.scoring import observed_window
-from kvjax.selection import SELECTIONS, Scores, Selection, View
+from kvjax.scoring import ObservedWindow
+from kvjax.selection import SELECTIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PyramidKV(Selection):
-    """Keeps the tokens that the last queries attend to.
+class PyramidKV(ObservedWindow):
+    """Keeps the tokens that the last queries attend to, more of them in the first layers."""
 
-    Attributes:
-      queries: w, last queries that vote.
-      kernel: tokens that are smoothed together, odd.
-      pool: "avg" or "max".
-    """
-
+    name: ClassVar[str] = "pyramidkv"
     schedule: ClassVar[str] = "pyramid"
-
-    queries: int = 64
-    kernel: int = 5
-    pool: str = "avg"
-
-    def __post_init__(self):
-        check_between("pyramidkv(queries)", self.queries, 1, 1024)
-        check_choice("pyramidkv(kernel)", self.kernel, range(1, 64, 2))
-        check_choice("pyramidkv(pool)", self.pool, ("avg", "max"))
-
-    @property
-    def num_queries(self) -> int:
-        """W."""
-        return self.queries
-
-    def score(self, view: View) -> Scores:
-        """The smoothed mean weight."""
-        return observed_window(view, window=self.queries, kernel=self.kernel, pool=self.pool)
 
 
 SELECTIONS.register("pyramidkv", PyramidKV)

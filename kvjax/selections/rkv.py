@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax.errors import check_between, check_choice
-from kvjax.scoring import by_group, pooled, window_logits
+from kvjax.scoring import before_window, by_group, pooled, window_logits
 from kvjax.selection import SELECTIONS, Scores, Selection, View
 
 _BLOCK = 128  # rows of cosines at a time
@@ -50,20 +50,19 @@ class RKV(Selection):
 
     def score(self, view: View) -> Scores:
         """Importance less redundancy; tokens of the window of queries take no part."""
-        heard = view.query_positions >= 0
-        first = jnp.min(jnp.where(heard, view.query_positions, jnp.iinfo(jnp.int32).max), axis=1)
-        before = view.held & (view.positions < first[:, None, None])
+        before, heard = before_window(view, window=self.queries)
         importance = self._importance(view, before, heard)
         redundancy = jax.nn.softmax(
             jnp.where(before, mean_cosines(view.keys, view.positions, before, self.threshold), -jnp.inf), axis=2
         )
         return jnp.where(before, self.weight * importance - (1 - self.weight) * redundancy, 0.0)
 
-    def _importance(self, view: View, before: Bool[Array, "B K S"], heard: Bool[Array, "B w"]) -> Scores:
+    def _importance(self, view: View, before: Bool[Array, "B K S"], heard: Int[Array, "B"]) -> Scores:
         logits = jnp.max(by_group(window_logits(view, view.queries), view), axis=2)  # B K w S
         weights = jax.nn.softmax(jnp.where(before[:, :, None], logits, -1e30), axis=-1)
-        weights = jnp.where(heard[:, None, :, None] & before[:, :, None], weights, 0.0)
-        mean = jnp.sum(weights, axis=2) / jnp.maximum(jnp.sum(heard, axis=1), 1).astype(jnp.float32)[:, None, None]
+        asked = (view.query_positions >= 0)[:, None, :, None]
+        weights = jnp.where(asked & before[:, :, None], weights, 0.0)
+        mean = jnp.sum(weights, axis=2) / jnp.maximum(heard, 1).astype(jnp.float32)[:, None, None]
         return pooled(mean, view.positions, before, kernel=self.kernel, kind="max")
 
 

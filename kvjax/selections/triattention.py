@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from kvjax.errors import UserError, check_between, check_choice
 from kvjax.rope import Rope
-from kvjax.scoring import by_group
+from kvjax.scoring import by_group, group_max
 from kvjax.selection import SELECTIONS, Scores, Selection, View
 from kvjax.stages.facts import Arrays, LayerFacts
 
@@ -80,7 +80,7 @@ class TriAttention(Selection):
     def score(self, view: View) -> Scores:
         """Standardised, the largest of each group."""
         heard = standardised(self.query_scores(view), jnp.repeat(view.scorable, view.group, axis=1))
-        return jnp.max(by_group(heard, view), axis=2)
+        return group_max(heard, view)
 
     def query_scores(self, view: View) -> Float[Array, "B N S"]:
         """S(k) for every query head."""

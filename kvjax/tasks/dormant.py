@@ -31,8 +31,8 @@ class Dormant(Task):
     symbols: ClassVar[tuple[str, ...]] = SYMBOLS
     stop: ClassVar[str] = "[END]"
 
-    tokens: int = 640
-    distance: int = 512
+    tokens: int = 500
+    distance: int = 400
     facts: int = 8
 
     def __post_init__(self):

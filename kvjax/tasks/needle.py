@@ -30,7 +30,7 @@ class Needle(Task):
     symbols: ClassVar[tuple[str, ...]] = SYMBOLS
     stop: ClassVar[str] = "[END]"
 
-    tokens: int = 512
+    tokens: int = 500
     depth: float = -1.0
     facts: int = 4
 

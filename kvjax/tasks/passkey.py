@@ -29,7 +29,7 @@ class Passkey(Task):
     symbols: ClassVar[tuple[str, ...]] = SYMBOLS
     stop: ClassVar[str] = "[END]"
 
-    tokens: int = 512
+    tokens: int = 500
     depth: float = -1.0
 
     def __post_init__(self):

@@ -14,6 +14,7 @@ ARGUMENTS = {
     "gsm8k": {"file": str(PROBLEMS / "gsm8k.jsonl")},
     "jsonl": {"file": str(PROBLEMS / "own.jsonl")},
     "math500": {"file": str(PROBLEMS / "math500.json")},
+    "ppl": {"tokens": 64, "scored": 64, "file": "LICENSE", "held_out": 1.0},
 }
 """Name -> arguments of tasks that do not go through the contract as they are by default."""
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from kvjax import statistics_file
@@ -100,6 +101,19 @@ def test_safetensors_of_another_kind(tmp_path, metadata):
     path = tmp_path / "model.safetensors"
     save_file({"embedding": np.zeros((4, 4), np.float32)}, path, metadata=metadata)
     assert "holds no statistics of ours" in refusal(path)
+
+
+@pytest.mark.parametrize("number", ["1", "3", "10", "", "2.1"])
+def test_a_file_of_another_format(saved, number):
+    """By its number alone: what such a file lacks is never looked for."""
+    with safe_open(saved, framework="numpy") as file:
+        metadata = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    lacking = {name: array for name, array in arrays.items() if not name.endswith("queries.second")}
+    save_file(lacking, saved, metadata=metadata | {"format": f"kvjax statistics {number}"})
+    message = refusal(saved)
+    assert f"The format of {saved} is 'kvjax statistics {number}'; this version reads 'kvjax statistics 2'" in message
+    assert f"python -m kvjax.calibrate --output={saved}" in message
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,14 @@ def config(tmp_path):
         held_out_share=0.2,
         mix={"needle": 0.3, "copy": 0.3, "text": 0.4},
         stages=(
-            {"tokens": 48, "rows": 4, "accuracy": 0.0, "most_steps": 50, "test_rows": 6},
+            {
+                "tokens": 48,
+                "rows": 4,
+                "accuracy": 0.0,
+                "most_steps": 50,
+                "test_rows": 6,
+                "mix": {"copy": 0.5, "text": 0.5},
+            },
             {"tokens": 64, "rows": 2, "most_steps": 13, "test_rows": 3},
         ),
         learning_rate=1e-2,
@@ -97,7 +104,12 @@ def test_a_run_learns_resumes_and_decodes(config, tmp_path, monkeypatch):
     whole = train.train(config, quiet=True)
     log = log_of(tmp_path / "run")
     assert [(line["step"], line["tokens"]) for line in log] == [(8, 48), (16, 64), (21, 64)]  # on after 8, of 50
-    assert all(0 <= line[task] <= 1 for line in log for task in ("needle", "copy"))
+    assert [sorted({"copy", "needle"} & set(line)) for line in log] == [
+        ["copy"],
+        ["copy", "needle"],
+        ["copy", "needle"],
+    ]
+    assert all(0 <= line["copy"] <= 1 for line in log)
     assert log[-1]["held_out_loss"] < log[0]["held_out_loss"] < np.log(384)
 
     config.checkpoint_folder = str(tmp_path / "interrupted")
@@ -161,7 +173,7 @@ def test_the_learning_rate_warms_up_stays_and_cools_down_in_the_last_stage(stage
 
 def test_accuracy_is_the_share_of_rows_whose_first_answer_is_right_in_every_token(config, tmp_path, monkeypatch):
     lessons = train.make_lessons(config, tmp_path / "lessons")
-    stage = config.stages[0]  # six rows, four at a time
+    stage = {"tokens": 48, "rows": 4, "test_rows": 6}  # six rows, four at a time
     rows = lessons.test_rows("needle", seed=config.seed, rows=6, tokens=48)
     copies = lessons.test_rows("copy", seed=config.seed, rows=6, tokens=48)
     mistakes = {(row, token) for row in range(6) for token in range(1, 49)}
@@ -200,11 +212,17 @@ def test_all_rows_that_are_held_out_count_the_same(config, tmp_path, monkeypatch
     np.testing.assert_array_equal(np.concatenate(seen), lessons.corpus.held_out_rows(rows=4 * len(seen), tokens=tokens))
 
 
+def test_a_stage_has_a_mix_of_its_own_or_the_runs(config):
+    assert [train.mix_of(config, stage) for stage in config.stages] == [
+        {"copy": 0.5, "text": 0.5},
+        {"needle": 0.3, "copy": 0.3, "text": 0.4},
+    ]
+
+
 def test_filler_is_cut_from_the_ascii_of_the_texts(config, tmp_path):
     (tmp_path / "text.txt").write_text("Caf\u00e9 au lait. " * 200)
     lessons = train.make_lessons(config, tmp_path / "lessons")
     assert lessons.books.startswith("Caf au lait. Caf au lait. ")
-    assert lessons.mix == {"needle": 0.3, "copy": 0.3, "text": 0.4}
     assert (tmp_path / "lessons" / "tokenizer" / "tokenizer.json").exists()
 
 
@@ -225,7 +243,7 @@ def test_the_shipped_config_is_accepted():
     config = get_config()
     train.check_config(config)
     assert config.model.vocab_size >= 259 + len(SYMBOLS)
-    assert sum(config.mix.values()) == pytest.approx(1.0)
+    assert all(sum(train.mix_of(config, stage).values()) == pytest.approx(1.0) for stage in config.stages)
     assert [stage["tokens"] for stage in config.stages] == sorted(stage["tokens"] for stage in config.stages)
 
 
@@ -234,6 +252,7 @@ def test_the_shipped_config_is_accepted():
     [
         ({"stages": ()}, "config.stages must hold at least one stage"),
         ({"stages": ({"tokens": 128},)}, "none with more tokens than the model's context"),
+        ({"stages": ({"tokens": 64, "mix": {"dormant": 1.0}},)}, "The task 'dormant' has no rows to learn from"),
         ({"stages": ({"tokens": 64}, {"tokens": 47})}, "too short for a problem: give each at least 48 tokens"),
         ({"warmup_steps": 0}, "config.warmup_steps is 0; it must be at least 1"),
     ],

@@ -8,7 +8,7 @@ from kvjax.tasks.copy import Copy
 from tests.puzzles import asked, check_answers, filler_of, said, some_examples, statements
 
 CONTEXT = "Rosa [CPY]<33><12><90>lent a spoon. "
-EXAMPLE = Example(context=CONTEXT, question="[OUT][ANS]", answer="<33><12><90>[END]")
+EXAMPLE = Example(context=CONTEXT, question="[OUT]", answer="<33><12><90>[END]")
 
 
 def answer_of(context, question):
@@ -36,7 +36,7 @@ def test_only_the_whole_run_scores():
 
 @pytest.mark.parametrize("length", [1, 48, 90])
 def test_symbols_differ_and_are_as_many_as_asked_for(length):
-    for example in some_examples(Copy(tokens=length + 23, length=length)):
+    for example in some_examples(Copy(tokens=length + 22, length=length)):
         (run,) = statements(example.context, "[CPY]")
         assert len(run) == len(set(run)) == length
         assert len(filler_of(example.context)) == 20

@@ -13,7 +13,7 @@ from tests.puzzles import asked, check_answers, said, some_examples, statements
 #     30 40
 CONTEXT = "[NODE]<40>Max[NODE]<20><30><40> left[NODE]<60>[NODE]<50><20><60> the gate.[NODE]<30>"
 ANSWER = "[IN]<50>[IN]<20>[IN]<30>[EX]<30>[IN]<40>[EX]<40>[EX]<20>[IN]<60>[EX]<60>[EX]<50>[END]"
-EXAMPLE = Example(context=CONTEXT, question="[DFS]<50>[ANS]", answer=ANSWER)
+EXAMPLE = Example(context=CONTEXT, question="[DFS]<50>", answer=ANSWER)
 
 
 def tree_of(context):

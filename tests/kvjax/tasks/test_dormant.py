@@ -8,13 +8,13 @@ from kvjax.tasks.dormant import Dormant
 from tests.puzzles import asked, check_answers, filler_of, said, some_examples, statements
 
 CONTEXT = "[FACT]<61><14><99>Once [FACT]<77><2><35>"
-EXAMPLE = Example(context=CONTEXT, question="Ivo fixed the clock. [ASK]<61>[ANS]", answer="<61><14><99>[END]")
+EXAMPLE = Example(context=CONTEXT, question="Ivo fixed the clock. [ASK]<61>", answer="<14><99>[END]")
 
 
 def answer_of(context, question):
     (key,) = asked(question, "[ASK]")
     (fact,) = [fact for fact in statements(context, "[FACT]") if fact[0] == key]
-    return said(fact)
+    return said(fact[1:])
 
 
 def test_the_fact_that_is_asked_for_is_the_answer():
@@ -22,8 +22,8 @@ def test_the_fact_that_is_asked_for_is_the_answer():
 
 
 def test_only_the_whole_answer_scores():
-    assert Dormant().score("<61><14><99>[END]", EXAMPLE) == 1.0
-    wrong = ["", "<77><2><35>[END]", "<61><14>[END]", "<61><99><14>[END]", "<61><14><99>"]
+    assert Dormant().score("<14><99>[END]", EXAMPLE) == 1.0
+    wrong = ["", "<2><35>[END]", "<14>[END]", "<99><14>[END]", "<14><99>", "<61><14><99>[END]"]
     assert [Dormant().score(answer, EXAMPLE) for answer in wrong] == [0.0] * len(wrong)
 
 
@@ -33,7 +33,7 @@ def test_other_text_lies_between_the_facts_and_the_question(distance):
         stretch, _ = example.question.split("[ASK]")
         assert len(stretch) == distance
         assert filler_of(stretch) == stretch
-        assert len(filler_of(example.context)) == 50 - 3 - 8 * 4
+        assert len(filler_of(example.context)) == 50 - 2 - 8 * 4
         assert example.facts == {"distance": distance}
 
 

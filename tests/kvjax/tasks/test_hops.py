@@ -9,7 +9,7 @@ from kvjax.tasks.hops import Hops
 from tests.puzzles import MATERIAL, asked, check_answers, numbers, said, some_examples, statements
 
 CONTEXT = "[PTR]<12><13>Nobody[PTR]<50><51> sold[PTR]<11><12>[PTR]<51><52> it. "
-EXAMPLE = Example(context=CONTEXT, question="[HOP]<11>[ANS]", answer="<11><12><13>[END]")
+EXAMPLE = Example(context=CONTEXT, question="[HOP]<11>", answer="<12><13>[END]")
 
 
 def answer_of(context, question):
@@ -18,7 +18,7 @@ def answer_of(context, question):
     path = [node]
     while path[-1] in leads_to:
         path.append(leads_to[path[-1]])
-    return said(path)
+    return said(path[1:])
 
 
 def test_the_nodes_of_the_chain_are_the_answer():
@@ -26,8 +26,8 @@ def test_the_nodes_of_the_chain_are_the_answer():
 
 
 def test_only_the_whole_chain_scores():
-    assert Hops().score("<11><12><13>[END]", EXAMPLE) == 1.0
-    wrong = ["", "<13>[END]", "<11><12>[END]", "<11><12><13>", "<50><51><52>[END]", "<11><12><13><50>[END]"]
+    assert Hops().score("<12><13>[END]", EXAMPLE) == 1.0
+    wrong = ["", "<13>[END]", "<12>[END]", "<12><13>", "<51><52>[END]", "<12><13><50>[END]", "<11><12><13>[END]"]
     assert [Hops().score(answer, EXAMPLE) for answer in wrong] == [0.0] * len(wrong)
 
 
@@ -44,14 +44,14 @@ def test_chains_are_apart_and_as_long_as_asked_for():
         sources, targets = zip(*pointers, strict=True)
         assert len(pointers) == len(set(sources)) == len(set(targets)) == 15
         assert len(set(sources) - set(targets)) == 3
-        assert len(numbers(example.answer)) == 6
+        assert len(numbers(example.answer)) == 5
         assert example.facts == {"hops": 5}
 
 
 def test_pointers_are_in_no_order():
-    orders = {tuple(a for a, _ in statements(one.context, "[PTR]")) for one in some_examples(Hops(hops=5, chains=1))}
-    sorted_ones = {tuple(numbers(one.answer)[:-1]) for one in some_examples(Hops(hops=5, chains=1))}
-    assert len(orders & sorted_ones) < 3
+    examples = some_examples(Hops(hops=5, chains=1))
+    ordered = [[b for _, b in statements(one.context, "[PTR]")] == numbers(one.answer) for one in examples]
+    assert sum(ordered) < 3
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_refusals(arguments, message):
 
 def test_all_keys_in_one_chain():
     (example,) = some_examples(Hops(tokens=300, hops=89, chains=1), count=1)
-    assert sorted(numbers(example.answer)) == list(range(10, 100))
+    assert sorted(numbers(example.question + example.answer)) == list(range(10, 100))

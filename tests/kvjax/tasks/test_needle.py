@@ -8,14 +8,14 @@ from kvjax.task import Example
 from kvjax.tasks.needle import Needle
 from tests.puzzles import MATERIAL, asked, check_answers, filler_of, said, some_examples, statements
 
-CONTEXT = "Ada hid the key.[FACT]<17><5><60> The door [FACT]<42><8><8>was red. "
-EXAMPLE = Example(context=CONTEXT, question="[ASK]<42>[ANS]", answer="<42><8><8>[END]")
+CONTEXT = "Ada hid the key.[FACT]<17><5><60> The door [FACT]<42><8><7>was red. "
+EXAMPLE = Example(context=CONTEXT, question="[ASK]<42>", answer="<8><7>[END]")
 
 
 def answer_of(context, question):
     (key,) = asked(question, "[ASK]")
     (fact,) = [fact for fact in statements(context, "[FACT]") if fact[0] == key]
-    return said(fact)
+    return said(fact[1:])
 
 
 def test_the_fact_that_is_asked_for_is_the_answer():
@@ -24,8 +24,8 @@ def test_the_fact_that_is_asked_for_is_the_answer():
 
 
 def test_only_the_whole_answer_scores():
-    assert Needle().score("<42><8><8>[END]", EXAMPLE) == 1.0
-    wrong = ["", "<42><8><8>", "<42><8><9>[END]", "<17><5><60>[END]", "<42><8><8><8>[END]", " <42><8><8>[END]"]
+    assert Needle().score("<8><7>[END]", EXAMPLE) == 1.0
+    wrong = ["", "<8><7>", "<8><9>[END]", "<5><60>[END]", "<8><7><7>[END]", "<42><8><7>[END]", " <8><7>[END]"]
     assert [Needle().score(answer, EXAMPLE) for answer in wrong] == [0.0] * len(wrong)
 
 
@@ -46,7 +46,7 @@ def test_keys_differ_and_facts_are_as_many_as_asked_for():
 @pytest.mark.parametrize("facts", [1, 4])
 @pytest.mark.parametrize("depth", [0.0, 0.25, 0.5, 1.0])
 def test_the_needle_lies_at_its_depth(depth, facts):
-    task = Needle(tokens=103 + 4 * facts, depth=depth, facts=facts)
+    task = Needle(tokens=102 + 4 * facts, depth=depth, facts=facts)
     for example in some_examples(task):
         (key,) = asked(example.question, "[ASK]")
         before, _ = example.context.split(f"[FACT]<{key}>")

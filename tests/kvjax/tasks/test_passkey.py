@@ -8,13 +8,13 @@ from kvjax.tasks.passkey import Passkey
 from tests.puzzles import asked, check_answers, filler_of, said, some_examples, statements
 
 CONTEXT = "The mill was[FACT]<55><3><1><4><0><5> old. "
-EXAMPLE = Example(context=CONTEXT, question="[ASK]<55>[ANS]", answer="<55><3><1><4><0><5>[END]")
+EXAMPLE = Example(context=CONTEXT, question="[ASK]<55>", answer="<3><1><4><0><5>[END]")
 
 
 def answer_of(context, question):
     (fact,) = statements(context, "[FACT]")
     assert asked(question, "[ASK]") == fact[:1]
-    return said(fact)
+    return said(fact[1:])
 
 
 def test_the_number_is_the_answer():
@@ -22,8 +22,8 @@ def test_the_number_is_the_answer():
 
 
 def test_only_the_whole_answer_scores():
-    assert Passkey().score("<55><3><1><4><0><5>[END]", EXAMPLE) == 1.0
-    wrong = ["", "<55><3><1><4><0>[END]", "<55><3><1><4><5><0>[END]", "<3><1><4><0><5>[END]", "31405"]
+    assert Passkey().score("<3><1><4><0><5>[END]", EXAMPLE) == 1.0
+    wrong = ["", "<3><1><4><0>[END]", "<3><1><4><5><0>[END]", "<55><3><1><4><0><5>[END]", "31405"]
     assert [Passkey().score(answer, EXAMPLE) for answer in wrong] == [0.0] * len(wrong)
 
 
@@ -36,10 +36,10 @@ def test_five_digits_that_differ():
 
 @pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
 def test_the_number_lies_at_its_depth(depth):
-    for example in some_examples(Passkey(tokens=110, depth=depth)):
+    for example in some_examples(Passkey(tokens=109, depth=depth)):
         before, after = example.context.split("[FACT]")
         assert (len(before), len(filler_of(after))) == (100 * depth, 100 - 100 * depth)
-        assert example.facts == {"depth": depth, "tokens": 110}
+        assert example.facts == {"depth": depth, "tokens": 109}
 
 
 def test_a_number_without_a_depth_lies_anywhere():

@@ -14,7 +14,7 @@ EXAMPLE = Example(context=CONTEXT, question="[ASK]<40><20>[ANS]", answer="<40><5
 
 def answer_of(context, question):
     facts = {key: [key, *values] for key, *values in statements(context, "[FACT]")}
-    return said([number for key in asked(question, "[ASK]") for number in facts[key]])
+    return said([number for key in asked(question, "[ASK]", end="[ANS]") for number in facts[key]])
 
 
 def test_the_facts_that_are_asked_for_are_the_answer():
@@ -37,7 +37,7 @@ def test_keys_and_questions_are_as_many_as_asked_for_and_differ():
     for example in some_examples(Recall(tokens=400, facts=90, queries=7)):
         keys = [fact[0] for fact in statements(example.context, "[FACT]")]
         assert sorted(keys) == list(range(10, 100))
-        assert len(set(asked(example.question, "[ASK]"))) == 7
+        assert len(set(asked(example.question, "[ASK]", end="[ANS]"))) == 7
 
 
 @pytest.mark.parametrize(

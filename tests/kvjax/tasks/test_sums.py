@@ -15,7 +15,7 @@ EXAMPLE = Example(context=CONTEXT, question="[SUM]<20><30><40>[ANS]", answer="<2
 def answer_of(context, question):
     digits = dict(statements(context, "[NUM]"))
     total, steps = 0, []
-    for name in asked(question, "[SUM]"):
+    for name in asked(question, "[SUM]", end="[ANS]"):
         total += digits[name]
         steps += [name, digits[name], total % 10]
     return said(steps)
@@ -47,7 +47,7 @@ def test_numbers_and_terms_are_as_many_as_asked_for():
         numbers = statements(example.context, "[NUM]")
         assert len(numbers) == 9
         assert all(digit < 10 <= name for name, digit in numbers)
-        assert set(asked(example.question, "[SUM]")) == {name for name, _ in numbers}
+        assert set(asked(example.question, "[SUM]", end="[ANS]")) == {name for name, _ in numbers}
         assert example.facts == {"terms": 9}
 
 
