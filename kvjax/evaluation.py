@@ -20,7 +20,7 @@ from kvjax.companions import is_oracle
 from kvjax.forcing import Followed, compare, follow, num_common
 from kvjax.generation import Generator
 from kvjax.material import check_symbols
-from kvjax.oracle import look_ahead, with_future
+from kvjax.oracle import look_ahead, with_future, without_future
 from kvjax.policy import Policy
 from kvjax.results import interval
 from kvjax.statistics import Statistics
@@ -154,6 +154,7 @@ class Evaluator:
         outputs = [] if cell.task.forced else self._score(cell, written)
         if outputs:
             row |= _of_answers([one["score"] for one in outputs], written, self._written)
+            row["facts"] = {name: [one["facts"].get(name) for one in outputs] for name in outputs[0]["facts"]}
         row |= self._of_cache(cell, policy, followed[-1].cache if cache is None else cache)
         return row, outputs
 
@@ -238,11 +239,12 @@ class Evaluator:
 
     def _of_cache(self, cell: Cell, policy: Policy, cache: KVCache) -> dict[str, Any]:
         """Bytes, evictions and speed."""
-        took = account(cache)
+        real = without_future(cache) if is_oracle(policy) else cache
+        took = account(real)
         layers = took.pop("layers")
         found = {
             **took,
-            "cache_bytes": device_bytes(cache.layers),
+            "cache_bytes": device_bytes(real.layers),
             "full_cache_bytes": full_cache_bytes(cache),
             "max_tokens": cell.max_tokens,
             "evicted": num_evicted(cache),

@@ -71,14 +71,14 @@ def follow(
       statistics: of the model, for policies that need them.
       prepare: is given the empty cache, and gives the one to use.
     """
-    cache = init_cache(model, policy, batch=len(prompts), max_tokens=max_tokens, statistics=statistics)
-    cache = cache if prepare is None else prepare(cache)
+    empty = init_cache(model, policy, batch=len(prompts), max_tokens=max_tokens, statistics=statistics)
+    empty = empty if prepare is None else prepare(empty)
     targets, counted = _targets(answers)
-    found = []
-    for logs, count, newest in _along(model, cache, prompts, then=then, targets=targets, counted=counted):
+    found, last = [], empty
+    for logs, count, cache in _along(model, empty, prompts, then=then, targets=targets, counted=counted):
         found.append(np.asarray(logs)[:, :count])
-        cache = newest
-    return Followed(np.concatenate(found, axis=1), targets, counted, cache)
+        last = cache
+    return Followed(np.concatenate(found, axis=1), targets, counted, last)
 
 
 def divergence_along(

@@ -122,6 +122,18 @@ MAY_IMPORT = {
     "kvjax.prompts": {"kvjax.errors", "kvjax.records"},
     "kvjax.progress": set(),
     "kvjax.report": {"kvjax._kernels", "kvjax.errors", "kvjax.folder"},
+    "kvjax.tracing": FOUNDATION
+    | STATE
+    | {"kvjax.accounting", "kvjax.companions", "kvjax.decoding", "kvjax.token_loop"},
+    "kvjax.pictures": {
+        "kvjax._program",
+        "kvjax.errors",
+        "kvjax.grammar",
+        "kvjax.report",
+        "kvjax.results",
+        "kvjax.selection",
+        "kvjax.tracing",
+    },
     "kvjax.peer_transformers": set(),
     "kvjax.peers": {"kvjax.errors"},
     "kvjax._program": {"kvjax.errors", "kvjax.folder"},
@@ -161,7 +173,16 @@ MAY_IMPORT = {
     "configs": {"configs"},
     **{program: {"kvjax", "models"} for program in PROGRAMS},
 }
-PACKAGES = ("kernels_pallas", "kvjax.codecs", "kvjax.selections", "kvjax.stages", "kvjax.tasks", "models", "configs")
+PACKAGES = (
+    "kernels_pallas",
+    "kvjax.codecs",
+    "kvjax.pictures",
+    "kvjax.selections",
+    "kvjax.stages",
+    "kvjax.tasks",
+    "models",
+    "configs",
+)
 """Packages whose modules share one entry."""
 
 KERNEL_PACKAGES = {"jax", "jaxtyping", "typing", "math", "functools", "dataclasses", "collections", "kernels_pallas"}
