@@ -20,7 +20,7 @@ def program(checkpoint, capsys):
     return lambda *argv: run_decode(checkpoint, capsys, *argv)
 
 
-HARSH = ("--config.policy=streaming(budget=10)+exact(sinks=2,window=4,round=4)", "--config.sampling.temperature=0")
+HARSH = ("--config.policy=streaming(budget=8)+exact(sinks=2,window=4,round=8)", "--config.sampling.temperature=0")
 LONG = "Some years ago, never mind how long."  # 36 tokens
 
 
