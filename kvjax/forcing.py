@@ -148,7 +148,7 @@ def _along(
     # Fixed chunks, the last one filled up with tokens that do not count, so that one shape compiles. An answer's last
     # token is never fed.
     counts, longest = counted.sum(axis=1), targets.shape[1]
-    chunk = chunk or min(_CHUNK, longest)
+    chunk = chunk or min(_CHUNK, max(longest - 1, 1))
     for start in range(0, longest - 1, chunk):
         count = min(chunk, longest - 1 - start)
         piece = np.zeros((len(targets), chunk), np.int32)

@@ -18,7 +18,15 @@ FOLDERS = ("kvjax", "kernels_pallas", "models", "configs")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 
-PROGRAMS = {"kvjax.bench", "kvjax.calibrate", "kvjax.decode", "kvjax.decoder", "kvjax.evaluate", "kvjax.train"}
+PROGRAMS = {
+    "kvjax.bench",
+    "kvjax.calibrate",
+    "kvjax.comparison",
+    "kvjax.decode",
+    "kvjax.decoder",
+    "kvjax.evaluate",
+    "kvjax.train",
+}
 FOUNDATION = {
     "kvjax.axes",
     "kvjax.errors",
@@ -133,6 +141,8 @@ MAY_IMPORT = {
     "kvjax.symbols": set(),
     "kvjax.filler": set(),
     "kvjax.task": {"kvjax.errors", "kvjax.registry", "kvjax.terms"},
+    "kvjax.posing": {"kvjax.errors", "kvjax.material", "kvjax.task", "kvjax.text"},
+    "kvjax.screen": set(),
     "kvjax.task_grammar": {"kvjax.errors", "kvjax.task", "kvjax.terms"},
     "kvjax.words": {"kvjax.errors", "kvjax.filler", "kvjax.task"},
     "kvjax.latex": set(),
