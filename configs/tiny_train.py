@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 TEXTS = "../shared/data/"
 
-# Shares of the rows: in the middle stages, in the late ones, and in the first, which is for what all tasks need, to look
-# things up.
+# Shares of the rows: in the middle stages, in the late ones, and in the first, which is for what all tasks need: to
+# look things up.
 MIX = {
     "needle": 0.06,
     "passkey": 0.04,
