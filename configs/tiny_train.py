@@ -27,7 +27,7 @@ LATE_MIX = MIX | {"hops": 0.08, "copy": 0.06, "sums": 0.10, "dfs": 0.34, "variab
 FIRST_MIX = {"needle": 0.2, "hops": 0.15, "copy": 0.15, "dfs": 0.25, "sums": 0.2, "text": 0.05}
 
 # Rows of each step and tokens of each row. A stage ends when each task has that accuracy on rows that are not learned
-# from; the last one cools down.
+# from; the last one cools down, on rows that hold more questions than long ones do.
 STAGES = (
     {
         "tokens": 48,
@@ -39,25 +39,10 @@ STAGES = (
     },
     {"tokens": 64, "rows": 32, "accuracy": 0.95, "most_steps": 1000, "test_rows": 64},
     {"tokens": 128, "rows": 16, "accuracy": 0.95, "most_steps": 1000, "test_rows": 64},
-    {
-        "tokens": 256,
-        "rows": 8,
-        "mix": LATE_MIX,
-        "learning_rate": 2e-3,
-        "accuracy": 0.95,
-        "most_steps": 900,
-        "test_rows": 32,
-    },
-    {
-        "tokens": 512,
-        "rows": 4,
-        "mix": LATE_MIX,
-        "learning_rate": 1.5e-3,
-        "accuracy": 0.95,
-        "most_steps": 400,
-        "test_rows": 32,
-    },
-    {"tokens": 1024, "rows": 2, "mix": LATE_MIX, "learning_rate": 1e-3, "most_steps": 500, "test_rows": 16},
+    {"tokens": 256, "rows": 8, "mix": LATE_MIX, "learning_rate": 2e-3, "most_steps": 400, "test_rows": 32},
+    {"tokens": 512, "rows": 4, "mix": LATE_MIX, "learning_rate": 1.5e-3, "most_steps": 200, "test_rows": 32},
+    {"tokens": 1024, "rows": 2, "mix": LATE_MIX, "learning_rate": 1.5e-3, "most_steps": 250, "test_rows": 16},
+    {"tokens": 256, "rows": 8, "mix": LATE_MIX, "learning_rate": 2e-3, "most_steps": 800, "test_rows": 32},
 )
 
 
