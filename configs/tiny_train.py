@@ -39,7 +39,7 @@ STAGES = (
     },
     {"tokens": 64, "rows": 32, "accuracy": 0.95, "most_steps": 1000, "test_rows": 64},
     {"tokens": 128, "rows": 16, "accuracy": 0.95, "most_steps": 1000, "test_rows": 64},
-    {"tokens": 256, "rows": 8, "mix": LATE_MIX, "learning_rate": 2e-3, "most_steps": 400, "test_rows": 32},
+    {"tokens": 256, "rows": 8, "mix": LATE_MIX, "learning_rate": 2e-3, "most_steps": 401, "test_rows": 32},
     {"tokens": 512, "rows": 4, "mix": LATE_MIX, "learning_rate": 1.5e-3, "most_steps": 200, "test_rows": 32},
     {"tokens": 1024, "rows": 2, "mix": LATE_MIX, "learning_rate": 1.5e-3, "most_steps": 250, "test_rows": 16},
     {"tokens": 256, "rows": 8, "mix": LATE_MIX, "learning_rate": 2e-3, "most_steps": 800, "test_rows": 32},
