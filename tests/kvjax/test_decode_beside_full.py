@@ -91,7 +91,7 @@ def test_a_task_is_posed_and_its_answer_judged(program, tmp_path):
     assert (posed["score"], posed["full_score"]) == (0.0, 0.0)
     assert f"48 prompt + {report['new_tokens']} new tokens" in err
     assert report["new_tokens"] <= 6  # five digits and the end
-    assert program(*task, "--prompt=Hello", "--quiet")[1].startswith("Hello")
+    assert program(*task, "--prompt=Hello", "--config.max_new_tokens=1", "--quiet")[1].startswith("Hello")
 
 
 @pytest.mark.parametrize(
