@@ -124,6 +124,7 @@ MAY_IMPORT = {
         "kvjax.accounting",
         "kvjax.cache",
         "kvjax.companions",
+        "kvjax.errors",
         "kvjax.forcing",
         "kvjax.generation",
         "kvjax.material",

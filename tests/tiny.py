@@ -41,6 +41,15 @@ def tiny_model(**kwargs):
     return models.randomise(models.Transformer(tiny_config(**kwargs)), jax.random.key(0), std=0.3)
 
 
+@functools.cache
+def sharp_model(**kwargs):
+    """A model of one layer whose queries look at a few tokens each, as those of models that were trained do."""
+    model = models.randomise(models.Transformer(tiny_config(layers=1, **kwargs)), jax.random.key(0), std=0.3)
+    norm = model.layers[0].attention.query_norm
+    norm.scale = norm.scale.replace(norm.scale[...] * 4)
+    return model
+
+
 def place(model, mesh):
     """The same model on a mesh."""
     placement = Placement(mesh)

@@ -31,8 +31,8 @@ def test_policies_of_one_budget_and_settings_share_their_companions():
 
 @pytest.mark.parametrize("settings", ["edges(1)", "prompt(100)", "prompt(inside)", "exact(sinks=4,window=16)"])
 def test_settings_that_decide_what_may_go_are_theirs_too(settings):
-    frame = f"(budget=64)+{settings}"
-    assert frame_of(parse_policy(f"h2o(budget=64)+{settings}+int8")) == frame
+    frame = f"(budget=256)+{settings}"
+    assert frame_of(parse_policy(f"h2o(budget=256)+{settings}+int8")) == frame
     assert oracle_at(frame) == f"oracle{frame}"
     assert oracle_at(None) is None
 
@@ -47,7 +47,7 @@ def test_a_share_of_the_tokens_is_a_budget():
     assert names("h2o(budget=0.25)")[1:4] == [f"{name}(budget=0.25)" for name in ("random", "streaming", "oracle")]
 
 
-@pytest.mark.parametrize("policy", ["full", "int4", "quest(budget=64,page=16)", f"duo(pattern={PATTERN})"])
+@pytest.mark.parametrize("policy", ["full", "int4", "quest(budget=256,page=16)", f"duo(pattern={PATTERN})"])
 def test_where_companions_would_evict_nothing_there_are_none(policy):
     assert frame_of(parse_policy(policy)) is None
     assert names(policy) == list(dict.fromkeys(["full", policy]))

@@ -17,9 +17,9 @@ from kvjax.symbols import SYMBOLS
 from kvjax.task_grammar import parse_task
 from kvjax.text import load_tokenizer
 from tests.contract.tasks import PROBLEMS
-from tests.tiny import SYMBOL_VOCABULARY, tiny_model, whole_pass
+from tests.tiny import SYMBOL_VOCABULARY, sharp_model, whole_pass
 
-model = functools.partial(tiny_model, layers=1, vocab_size=SYMBOL_VOCABULARY)
+model = functools.partial(sharp_model, vocab_size=SYMBOL_VOCABULARY)
 POLICY = "h2o(budget=34)+exact(sinks=2,window=8,round=8)"
 COPY = "copy(tokens=90,length=24)"
 OWN = f'jsonl(file="{PROBLEMS / "own.jsonl"}")'

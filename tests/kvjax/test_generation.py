@@ -141,7 +141,7 @@ def test_the_empty_cache_may_be_prepared():
 
     def prepare(cache):
         given.append(cache.num_seen.tolist())
-        return with_future(cache, [jnp.asarray(future)] * 2)
+        return with_future(cache, [jnp.asarray(future) for _ in cache.layers])
 
     generator = Generator(tiny_model(), policy=policy, batch=2, max_tokens=64)
     generator.generate([[1] * 50], max_new_tokens=4, prepare=prepare)

@@ -12,7 +12,7 @@ from kvjax.forcing import compare, follow
 from kvjax.grammar import parse_policy
 from kvjax.oracle import Oracle, look_ahead, oracle_of, with_future, without_future
 from kvjax.policy import Policy
-from tests.tiny import tiny_model
+from tests.tiny import sharp_model, tiny_model
 from tests.views import scores_of, view_of
 
 model = functools.partial(tiny_model, layers=1)
@@ -122,8 +122,8 @@ def test_looking_ahead_pads_to_whole_blocks_and_knows_rows_by_their_lengths():
 
 
 def test_nobody_beats_the_oracle_at_its_budget():
-    """KL from the uncompressed cache along 40 tokens behind 80, two rows and two layers, 26 tokens of budget."""
-    network, rows = tiny_model(), np.random.default_rng(4).integers(0, 64, (2, 120)).tolist()
+    """KL from the uncompressed cache along 40 tokens behind 80, two rows, of a model that looks at a few tokens."""
+    network, rows = sharp_model(), np.random.default_rng(4).integers(0, 64, (2, 120)).tolist()
     prompts, answers = [row[:80] for row in rows], [row[80:] for row in rows]
 
     def led(policy, prepare=None):
@@ -133,7 +133,7 @@ def test_nobody_beats_the_oracle_at_its_budget():
     padded[:, :120] = rows
     futures = look_ahead(network, jnp.asarray(padded), jnp.asarray([120, 120]))
     full = led(Policy())
-    found = {"oracle": compare(full, led(oracle(26), lambda cache: with_future(cache, futures)))["kl_mean"]}
+    found = {"oracle": compare(full, led(oracle(42), lambda cache: with_future(cache, futures)))["kl_mean"]}
     for name in ("random", "streaming"):
-        found[name] = compare(full, led(parse_policy(f"{name}(budget=26){EXACT}")))["kl_mean"]
-    assert 0 < found["oracle"] < 0.8 * min(found["random"], found["streaming"]), found
+        found[name] = compare(full, led(parse_policy(f"{name}(budget=42){EXACT}")))["kl_mean"]
+    assert 0 < found["oracle"] < 0.5 * min(found["random"], found["streaming"]), found
