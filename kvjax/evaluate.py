@@ -217,11 +217,12 @@ def look_inside(
 def main(settings: Settings) -> int:
     """Runs the program."""
     values = settings.flags
-    for question in values["questions"].value:
+    for question in values["questions"].value or [""]:
         if question not in QUESTIONS:
             raise unknown("place of the question", question, QUESTIONS)
     for name in ("examples", "batch"):
         check_between(f"--{name}", values[name].value, 1, 1 << 30)
+    check_between("--seed", values["seed"].value, 0, 1 << 32)
     if values["model"].value:
         settings.config.model = values["model"].value
     tasks = list({task.name: task for task in map(parse_task, split_tasks(values["tasks"].value))}.values())

@@ -8,6 +8,7 @@ cache gave, which shows how far it moves the model's distributions (`kvjax/forci
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -264,7 +265,14 @@ class Evaluator:
 def _merge(parts: list[dict[str, float]], followed: list[Followed]) -> dict[str, float]:
     """Comparisons of batches as one, weighted by their tokens; of high quantiles the largest."""
     weights = np.asarray([one.counted.sum() for one in followed], np.float64)
-    merged = {name: float(np.average([part[name] for part in parts], weights=weights)) for name in parts[0]}
+
+    def mean(numbers: list[float]) -> float:
+        return float(np.average(numbers, weights=weights))
+
+    merged = {name: mean([part[name] for part in parts]) for name in parts[0]}
+    # Means of log-likelihoods are what batches have in common.
+    merged["perplexity"] = math.exp(mean([math.log(part["perplexity"]) for part in parts]))
+    merged["perplexity_change"] = math.expm1(mean([math.log1p(part["perplexity_change"]) for part in parts]))
     merged["kl_p999"] = max(part["kl_p999"] for part in parts)
     return {**merged, "tokens": int(weights.sum())}
 

@@ -18,6 +18,7 @@ import numpy as np
 from kvjax import axes
 from kvjax.cache import KVCache
 from kvjax.decoding import LanguageModel, compressed_decode, init_cache, read
+from kvjax.errors import UserError
 from kvjax.policy import Policy
 from kvjax.statistics import Statistics
 from kvjax.token_loop import padded_rows
@@ -70,6 +71,9 @@ def follow(
       max_tokens: room of the cache.
       statistics: of the model, for policies that need them.
       prepare: is given the empty cache, and gives the one to use.
+
+    Raises:
+      UserError: a prompt is longer than what the policy can pin.
     """
     empty = init_cache(model, policy, batch=len(prompts), max_tokens=max_tokens, statistics=statistics)
     empty = empty if prepare is None else prepare(empty)
@@ -141,6 +145,7 @@ def _along(
     chunk: int | None = None,
 ) -> Iterator[tuple[jax.Array, int, KVCache]]:
     """Reads prompts and then answers; yields log-probabilities `B t V`, how many of the t count, and the cache."""
+    _check_pins(cache, max(map(len, prompts)))
     tokens, lengths = _place(model, prompts, cache.max_tokens)
     asked = _place(model, then, cache.max_tokens) if len(then) else None
     logits, cache = _read(model, cache, tokens, lengths=lengths, then=asked)
@@ -156,6 +161,13 @@ def _along(
         fed = jnp.asarray(np.clip(counts - 1 - start, 0, count), jnp.int32)
         logits, cache = compressed_decode(model, cache, jnp.asarray(piece), lengths=fed)
         yield jax.nn.log_softmax(logits), count, cache
+
+
+def _check_pins(cache: KVCache, longest: int) -> None:
+    """Raises `UserError` for prompts that are longer than what the policy can pin; they would give NaN."""
+    most = cache.policy.most_pinned(shape=cache.shape, max_tokens=cache.max_tokens)
+    if most is not None and longest > most:
+        raise UserError(f"A prompt of {longest} tokens is longer than what '{cache.policy}' can pin: {most}.")
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

@@ -65,7 +65,7 @@ def look_ahead(model: Any, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]) 
 
 
 def with_future(cache: KVCache, futures: Sequence[jax.Array]) -> KVCache:
-    """An oracle's empty cache that knows the future."""
+    """An oracle's empty cache that knows the future; who donates the cache donates these arrays with it."""
     return _with_arrays(cache, [{"future": future} for future in futures])
 
 

@@ -61,7 +61,7 @@ EVICTION = {
     "kvjax.selection",
     "kvjax.stages",
 }
-MODELS_SEE = {"kvjax.attention", "kvjax.cache", "kvjax.causal", "kvjax.statistics"}
+MODELS_SEE = {"kvjax.attention", "kvjax.cache", "kvjax.causal", "kvjax.foresight", "kvjax.statistics"}
 
 MAY_IMPORT = {
     # module or package: what of ours it may import, itself apart
@@ -114,7 +114,29 @@ MAY_IMPORT = {
     "kvjax.token_loop": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling"},
     "kvjax.generation": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling", "kvjax.token_loop"},
     "kvjax.accounting": FOUNDATION | STATE,
-    "kvjax.perplexity": FOUNDATION | STATE | {"kvjax.decoding"},
+    "kvjax.forcing": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.token_loop"},
+    "kvjax.foresight": FOUNDATION | {"kvjax._kernels", "kvjax.causal"},
+    "kvjax.oracle": FOUNDATION | {"kvjax.cache", "kvjax.foresight", "kvjax.policy", "kvjax.selection"},
+    "kvjax.companions": {"kvjax.grammar", "kvjax.oracle", "kvjax.policy"},
+    "kvjax.concentration": {"kvjax.statistics"},
+    "kvjax.results": {"kvjax.companions", "kvjax.grammar"},
+    "kvjax.evaluation": {
+        "kvjax.accounting",
+        "kvjax.cache",
+        "kvjax.companions",
+        "kvjax.errors",
+        "kvjax.forcing",
+        "kvjax.generation",
+        "kvjax.material",
+        "kvjax.oracle",
+        "kvjax.policy",
+        "kvjax.results",
+        "kvjax.statistics",
+        "kvjax.task",
+        "kvjax.text",
+        "kvjax.timing",
+        "models",
+    },
     "kvjax.timing": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.text": {"kvjax.errors", "kvjax.folder"},
     "kvjax.byte_tokenizer": {"kvjax.errors"},
@@ -143,6 +165,7 @@ MAY_IMPORT = {
     "kvjax.task": {"kvjax.errors", "kvjax.registry", "kvjax.terms"},
     "kvjax.posing": {"kvjax.errors", "kvjax.material", "kvjax.task", "kvjax.text"},
     "kvjax.screen": set(),
+    "kvjax.material": {"kvjax.errors", "kvjax.filler", "kvjax.symbols", "kvjax.task", "kvjax.text"},
     "kvjax.task_grammar": {"kvjax.errors", "kvjax.task", "kvjax.terms"},
     "kvjax.words": {"kvjax.errors", "kvjax.filler", "kvjax.task"},
     "kvjax.latex": set(),
