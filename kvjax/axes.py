@@ -33,6 +33,7 @@ EMPTY = -1
 """The position of a slot that holds no token, and of a padding token."""
 
 Tokens = Int[Array, "B T"]
+FurtherTokens = Int[Array, "B _"]  # behind `Tokens` of another number
 Positions = Int[Array, "B T"]
 Lengths = Int[Array, "B"]
 Activations = Float[Array, "B T M"]

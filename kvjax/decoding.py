@@ -179,7 +179,7 @@ def read(
     tokens: axes.Tokens,
     *,
     lengths: axes.Lengths,
-    then: tuple[axes.Tokens, axes.Lengths] | None = None,
+    then: tuple[axes.FurtherTokens, axes.Lengths] | None = None,
 ) -> tuple[axes.LastLogits, KVCache]:
     """`prefill`, and behind it tokens that find the prompt compressed; to be called inside compiled code.
 

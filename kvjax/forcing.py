@@ -177,7 +177,7 @@ def _read(
     tokens: axes.Tokens,
     *,
     lengths: axes.Lengths,
-    then: tuple[axes.Tokens, axes.Lengths] | None,
+    then: tuple[axes.FurtherTokens, axes.Lengths] | None,
 ) -> tuple[axes.LastLogits, KVCache]:
     return read(params, cache, tokens, lengths=lengths, then=then)
 

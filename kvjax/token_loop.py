@@ -69,7 +69,7 @@ def start(
     tokens: axes.Tokens,
     *,
     lengths: axes.Lengths,
-    then: tuple[axes.Tokens, axes.Lengths] | None = None,
+    then: tuple[axes.FurtherTokens, axes.Lengths] | None = None,
     keys: axes.RowKeys,
     sampling: Sampling,
     stop_tokens: tuple[int, ...],

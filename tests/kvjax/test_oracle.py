@@ -121,6 +121,7 @@ def test_looking_ahead_pads_to_whole_blocks_and_knows_rows_by_their_lengths():
     assert (np.asarray(future)[0, 2, :, :40] > 0).all()
 
 
+@pytest.mark.slow
 def test_nobody_beats_the_oracle_at_its_budget():
     """KL from the uncompressed cache along 40 tokens behind 80, two rows, of a model that looks at a few tokens."""
     network, rows = sharp_model(), np.random.default_rng(4).integers(0, 64, (2, 120)).tolist()
