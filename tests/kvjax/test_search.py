@@ -34,14 +34,14 @@ def judge(policy):
 
 
 def run(**changes):
-    return search(SPACE, **{"limit": LIMIT, "size_of": size_of, "judge": judge, "trials": 30, **changes})
+    return search(SPACE, **{"limit": LIMIT, "size_of": size_of, "judge": judge, "trials": 20, **changes})
 
 
 def test_it_finds_the_optimum_within_the_limit():
-    """Among 37 policies that fit; no budget is above 0.995, and all else takes accuracy away."""
+    """Among 24 policies that fit; no budget is above 0.995, and all else takes accuracy away."""
     found = run()
     assert all(trial.bytes_per_token <= LIMIT for trial in found.trials)
-    assert len({trial.policy for trial in found.trials}) == len(found.trials) <= 30
+    assert len({trial.policy for trial in found.trials}) == len(found.trials) <= 20
     best = found.best()
     wanted = "keydiff(budget=0.995)+key(int8)+value(int2)+exact(sinks=4,window=8,round=8)"
     assert (best.policy, best.kind) == (wanted, "mixed")
@@ -51,7 +51,7 @@ def test_it_finds_the_optimum_within_the_limit():
 
 
 def test_a_stopped_search_goes_on_to_the_same_end():
-    whole, asked, known = run(trials=20), [], {}
+    whole, asked, known = run(), [], {}
     for trial in run(trials=12).trials:
         known[trial.policy] = trial.score
 
@@ -61,7 +61,7 @@ def test_a_stopped_search_goes_on_to_the_same_end():
         asked.append(str(policy))
         return judge(policy)
 
-    assert run(judge=remembers, trials=20).trials == whole.trials
+    assert run(judge=remembers).trials == whole.trials
     assert asked == [trial.policy for trial in whole.trials[12:]]
 
 

@@ -97,10 +97,11 @@ def test_a_search_writes_a_config_and_a_report_and_goes_on(program, quick, tmp_p
 
 
 @pytest.mark.slow
-def test_a_written_config_decodes(program):
-    """Nothing is replaced here: one selection with one codec, and the words of a random model."""
-    given = ("--selections=keydiff", "--codecs=int8", "--examples=1", "--trials=2", "--batch=1", "--quiet")
-    code, _, err = program("--tasks=copy(tokens=150,length=4)", *given, "--bytes-per-token=300", "--output=found.py")
+def test_a_written_config_decodes(program, monkeypatch):
+    """Judge and evaluation are real, on the words of a random model."""
+    monkeypatch.setattr(tune.jax, "clear_caches", lambda: None)
+    given = ("--codecs=int8", "--examples=1", "--trials=1", "--batch=1", "--bytes-per-token=300", "--quiet")
+    code, _, err = program(*SMALL, *given, "--output=found.py")
     assert (code, err) == (0, "")
     code, out, err = program("--config=found.py", "--config.max_new_tokens=3", "--prompt=Hello", module=decode)
     assert code == 0

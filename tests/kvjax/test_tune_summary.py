@@ -43,7 +43,7 @@ def test_the_report_and_the_config_say_what_won():
         "Found on 2026-11-25 at commit abc, cpu, by\n    python -m kvjax.tune --ratio=4",
         "best of 2 policies",
         "10.00 times less",
-        f"100.0%  0.25000      110.0  full\n     90.0%  0.25000       10.0  {MIXED}",
+        f"100.0%  0.25000      110.0  full\n      90.0%  0.25000       10.0  {MIXED}",
     ):
         assert words in notes
     assert found.sentences() == [f"Held-out half: {found.verdicts[0]['words']}"]
