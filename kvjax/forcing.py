@@ -34,13 +34,13 @@ class Followed:
       log_probabilities: `B T V` float32.
       targets: `B T` int32, the tokens that came.
       counted: `B T` bool, False behind a row's end.
-      cache: as the last tokens left it.
+      cache: as the last tokens left it; None where it has been let go.
     """
 
     log_probabilities: np.ndarray
     targets: np.ndarray
     counted: np.ndarray
-    cache: KVCache
+    cache: KVCache | None
 
     @property
     def perplexity(self) -> float:

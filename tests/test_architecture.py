@@ -26,6 +26,7 @@ PROGRAMS = {
     "kvjax.decoder",
     "kvjax.evaluate",
     "kvjax.train",
+    "kvjax.tune",
 }
 FOUNDATION = {
     "kvjax.axes",
@@ -192,6 +193,22 @@ MAY_IMPORT = {
         "kvjax.text",
     },
     "kvjax.learning": {"kvjax.errors", "models"},
+    "kvjax.candidates": {"kvjax.errors", "kvjax.terms"},
+    "kvjax.search": {"kvjax.candidates", "kvjax.errors", "kvjax.grammar", "kvjax.policy"},
+    "kvjax.judging": {
+        "kvjax.evaluation",
+        "kvjax.forcing",
+        "kvjax.generation",
+        "kvjax.policy",
+        "kvjax.search",
+        "kvjax.statistics",
+        "kvjax.text",
+        "models",
+    },
+    "kvjax.trial_record": {"kvjax.errors", "kvjax.policy", "kvjax.report", "kvjax.search"},
+    "kvjax.verdict": set(),
+    "kvjax.tune_summary": {"kvjax.grammar", "kvjax.policy", "kvjax.search"},
+    "kvjax.config_file": {"configs", "kvjax.errors", "kvjax.report"},
     "kvjax": {"kvjax"},  # the list of public names
     "configs": {"configs"},
     **{program: {"kvjax", "models"} for program in PROGRAMS},
