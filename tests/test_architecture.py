@@ -107,6 +107,8 @@ MAY_IMPORT = {
     "kvjax.generation": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling", "kvjax.token_loop"},
     "kvjax.accounting": FOUNDATION | STATE,
     "kvjax.perplexity": FOUNDATION | STATE | {"kvjax.decoding"},
+    "kvjax.combinations": {"kvjax.codec", "kvjax.errors", "kvjax.grammar", "kvjax.policy", "kvjax.selection"},
+    "kvjax.compilations": set(),
     "kvjax.timing": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.text": {"kvjax.errors", "kvjax.folder"},
     "kvjax.byte_tokenizer": {"kvjax.errors"},
