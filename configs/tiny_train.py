@@ -10,6 +10,41 @@ from ml_collections import ConfigDict
 
 TEXTS = "../shared/data/"
 
+# Shares of the rows: in the middle stages, in the late ones, and in the first, which is for what all tasks need: to
+# look things up.
+MIX = {
+    "needle": 0.06,
+    "passkey": 0.04,
+    "recall": 0.14,
+    "variables": 0.12,
+    "hops": 0.10,
+    "copy": 0.08,
+    "sums": 0.12,
+    "dfs": 0.26,
+    "text": 0.08,
+}
+LATE_MIX = MIX | {"hops": 0.08, "copy": 0.06, "sums": 0.10, "dfs": 0.34, "variables": 0.10}
+FIRST_MIX = {"needle": 0.2, "hops": 0.15, "copy": 0.15, "dfs": 0.25, "sums": 0.2, "text": 0.05}
+
+# Rows of each step and tokens of each row. A stage ends when each task has that accuracy on rows that are not learned
+# from; the last one cools down, on rows that hold more questions than long ones do.
+STAGES = (
+    {
+        "tokens": 48,
+        "rows": 42,
+        "mix": FIRST_MIX,
+        "accuracy": 0.8,
+        "most_steps": 1000,
+        "test_rows": 84,
+    },
+    {"tokens": 64, "rows": 32, "accuracy": 0.95, "most_steps": 1000, "test_rows": 64},
+    {"tokens": 128, "rows": 16, "accuracy": 0.95, "most_steps": 1000, "test_rows": 64},
+    {"tokens": 256, "rows": 8, "mix": LATE_MIX, "learning_rate": 2e-3, "most_steps": 401, "test_rows": 32},
+    {"tokens": 512, "rows": 4, "mix": LATE_MIX, "learning_rate": 1.5e-3, "most_steps": 200, "test_rows": 32},
+    {"tokens": 1024, "rows": 2, "mix": LATE_MIX, "learning_rate": 1.5e-3, "most_steps": 250, "test_rows": 16},
+    {"tokens": 256, "rows": 8, "mix": LATE_MIX, "learning_rate": 2e-3, "most_steps": 800, "test_rows": 32},
+)
+
 
 def get_config() -> ConfigDict:
     """The settings of the run."""
@@ -17,7 +52,7 @@ def get_config() -> ConfigDict:
         {
             "model": {
                 "model_type": "qwen3",
-                "vocab_size": 384,  # 256 bytes, 3 special tokens, 116 symbols (kvjax/symbols.py)
+                "vocab_size": 384,  # 256 bytes, 3 special tokens, 115 symbols (kvjax/symbols.py)
                 "hidden_size": 128,
                 "intermediate_size": 384,
                 "num_hidden_layers": 4,
@@ -34,37 +69,10 @@ def get_config() -> ConfigDict:
                 TEXTS + "gsm8k/train.jsonl",
             ),
             "held_out_share": 0.02,
-            # Shares of the rows.
-            "mix": {
-                "needle": 0.06,
-                "passkey": 0.04,
-                "recall": 0.14,
-                "variables": 0.12,
-                "hops": 0.10,
-                "copy": 0.08,
-                "sums": 0.12,
-                "dfs": 0.26,
-                "text": 0.08,
-            },
+            "mix": MIX,
             "text_weight": 0.3,
             "filler_weight": 0.1,
-            # Rows of each step and tokens of each row. A stage ends when each task has that accuracy on rows that are
-            # not learned from; the last one cools down. The first one is for what all tasks need: to look things up.
-            "stages": (
-                {
-                    "tokens": 48,
-                    "rows": 42,
-                    "mix": {"needle": 0.3, "hops": 0.2, "copy": 0.2, "dfs": 0.25, "text": 0.05},
-                    "accuracy": 0.7,
-                    "most_steps": 1101,
-                    "test_rows": 84,
-                },
-                {"tokens": 64, "rows": 32, "accuracy": 0.95, "most_steps": 1200, "test_rows": 64},
-                {"tokens": 128, "rows": 16, "accuracy": 0.95, "most_steps": 1200, "test_rows": 64},
-                {"tokens": 256, "rows": 8, "accuracy": 0.95, "most_steps": 1000, "test_rows": 32},
-                {"tokens": 512, "rows": 4, "accuracy": 0.95, "most_steps": 600, "test_rows": 32},
-                {"tokens": 1024, "rows": 2, "most_steps": 700, "test_rows": 16},
-            ),
+            "stages": STAGES,
             "learning_rate": 3e-3,
             "final_learning_rate_share": 0.05,
             "warmup_steps": 150,

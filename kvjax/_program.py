@@ -91,11 +91,18 @@ def _parse(argv: list[str], usage: str, define_flags: Callable, default_config: 
     if default_config is not None:
         argv = _define_config(values, argv, default_config)
     try:
-        words = tuple(values(argv)[1:])
+        words = tuple(values([_with_underscores(values, word) for word in argv])[1:])
     except flags.Error as error:
         raise UserError(f"{error}. Try --help.") from error
     config = ConfigDict() if default_config is None else values["config"].value
     return Settings(config, values, words)
+
+
+def _with_underscores(values: flags.FlagValues, word: str) -> str:
+    """A flag that is spelled with dashes, --bytes-per-token, as it is defined, --bytes_per_token."""
+    name, *value = word.removeprefix("--").split("=", 1)
+    plain = name.replace("-", "_")
+    return "=".join([f"--{plain}", *value]) if word.startswith("--") and plain in values else word
 
 
 def _flags_help(values: flags.FlagValues, default_config: str | None) -> str:

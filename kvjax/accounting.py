@@ -11,6 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvjax.cache import KEY_AXES, KVCache, LayerCache
+from kvjax.empty import abstract_cache
+from kvjax.model_shape import ModelShape
+from kvjax.policy import Policy
+from kvjax.sharding import Placement
+from kvjax.statistics import Statistics
 
 
 def account(cache: KVCache) -> dict[str, Any]:
@@ -123,6 +128,39 @@ def device_bytes(tree: Any) -> int:
     """Bytes that the buffers of a pytree take on all devices together, as the devices report them."""
     buffers = [shard.data for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
     return sum(buffer.on_device_size_in_bytes() for buffer in buffers)
+
+
+def expected_bytes(tree: Any) -> int:
+    """What `device_bytes` will say of arrays that are only described yet, without what a device pads."""
+
+    def size(leaf: jax.ShapeDtypeStruct) -> int:
+        shard = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        copies = 1 if leaf.sharding is None else len(leaf.sharding.device_set)
+        return copies * math.prod(shard) * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def bytes_per_token(
+    shape: ModelShape,
+    policy: Policy,
+    *,
+    max_tokens: int,
+    placement: Placement = Placement(),
+    statistics: Statistics | None = None,
+) -> tuple[float, float]:
+    """Bytes of a policy's cache of one row over `max_tokens`, before there is one, and those of uncompressed numbers.
+
+    On a mesh that spreads rows, of as many rows as it spreads.
+
+    Raises:
+      UserError: the model cannot have the policy.
+    """
+    rows = 1 if placement.mesh is None else placement.mesh.shape["data"]
+    sizes = {"batch": rows, "max_tokens": max_tokens, "placement": placement, "statistics": statistics}
+    cache = abstract_cache(shape, policy=policy, **sizes)
+    tokens = rows * max_tokens
+    return expected_bytes(cache.layers) / tokens, full_cache_bytes(cache) / tokens
 
 
 def full_cache_bytes(cache: KVCache) -> int:

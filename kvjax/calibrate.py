@@ -11,6 +11,7 @@ problems with their answers, of a seed that neither training nor evaluation uses
 
 import datetime
 import functools
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,19 +69,23 @@ def solved_rows(tasks: Sequence[Task], tokenizer: Tokenizer, *, seed: int, most:
     """Problems and their right answers as rows of tokens, each task in turn.
 
     Args:
-      tasks: at least one.
+      tasks: at least one; those whose problems come from files may run out.
       tokenizer: the model's.
       seed: decides the problems.
       most: tokens of all rows together at most; the last row may go beyond.
     """
-    given, index = 0, 0
-    while given < most:
-        task = tasks[index % len(tasks)]
-        material = material_for(task, tokenizer, chat=False)
-        example = example_of(task, material, seed=seed, index=index // len(tasks))
-        row = tokenizer.encode(example.context + example.question + example.answer, add_special_tokens=False)
-        yield np.asarray(row, np.int32)
-        given, index = given + len(row), index + 1
+    given = 0
+    for index in itertools.count():
+        left = [task for task in tasks if task.num_examples is None or index < task.num_examples]
+        for task in left:
+            if given >= most:
+                return
+            example = example_of(task, material_for(task, tokenizer, chat=False), seed=seed, index=index)
+            row = tokenizer.encode(example.context + example.question + example.answer, add_special_tokens=False)
+            yield np.asarray(row, np.int32)
+            given += len(row)
+        if not left:
+            return
 
 
 def _pieces(path: Path) -> Iterator[str]:
@@ -154,21 +159,21 @@ def main(settings: Settings) -> int:
     config, values = settings.config, settings.flags
     if not values["output"].value:
         raise UserError("--output=FILE is needed; see --help.")
-    if bool(values["text"].value) == bool(values["tasks"].value):
+    tasks = [parse_task(text) for text in split_tasks(values["tasks"].value or "")]
+    if bool(values["text"].value) == bool(tasks):
         raise UserError("Give --text=FILE or --tasks=NAMES, one of them; see --help.")
     for name in ("tokens", "row_tokens", "batch", "heads"):
         check_between(f"--{name}", values[name].value, 1, 1 << 40)
     check_target(values["output"].value)
     path = find_file(values["text"].value, "text") if values["text"].value else None
-    tasks = [parse_task(text) for text in split_tasks(values["tasks"].value or "")]
     quiet = values["quiet"].value
     tokenizer, model = load_configured(config, quiet=quiet)
     row_tokens, most = values["row_tokens"].value, values["tokens"].value
     if path is None:
         for task in tasks:
             check_symbols(task, tokenizer)
-        rows = solved_rows(tasks, tokenizer, seed=SEED, most=most)
-        row_tokens = max(row_tokens, *(task.tokens + task.new_tokens for task in tasks))
+        solved = list(solved_rows(tasks, tokenizer, seed=SEED, most=most))
+        rows, row_tokens = iter(solved), max(map(len, solved))
     else:
         rows = token_rows(path, tokenizer, row_tokens=row_tokens, most=most)
     source = values["tasks"].value if path is None else path.name
@@ -198,7 +203,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("tasks", None, "Or tasks whose problems are read, separated by semicolons.", flag_values=values)
     flags.DEFINE_string("output", None, "Statistics file to write (safetensors).", flag_values=values)
     flags.DEFINE_integer("tokens", 100_000, "Tokens to read at most.", flag_values=values)
-    flags.DEFINE_integer("row_tokens", 1024, "Tokens of a row, seen together.", flag_values=values)
+    flags.DEFINE_integer("row_tokens", 1024, "Tokens of a row of text, seen together.", flag_values=values)
     flags.DEFINE_integer("batch", 4, "Rows that are run together.", flag_values=values)
     flags.DEFINE_integer("heads", 1, "Neighbouring key/value heads to gather together.", flag_values=values)
     flags.DEFINE_bool("quiet", False, "No progress.", flag_values=values)

@@ -13,8 +13,12 @@ _OF_THE_METHOD = ("layers", "heads", "protect")
 
 
 def frame_of(policy: Policy) -> str | None:
-    """What a policy has in common with its companions: its budget and settings as text; None if it evicts nothing."""
-    if policy.selection is None or policy.selection.page:
+    """What a policy has in common with its companions: its budget and settings as text.
+
+    None where companions would evict nothing: without a selection, with one that keeps all tokens, or with a budget of
+    all tokens, as duo has, which evicts by heads.
+    """
+    if not policy.evicts or policy.selection.budget == 1.0 and isinstance(policy.selection.budget, float):
         return None
     kept = [word for word in policy.text.split("+") if word.split("(")[0] in SETTINGS]
     words = [word for word in kept if word.split("(")[0] not in _OF_THE_METHOD]

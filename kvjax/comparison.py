@@ -134,7 +134,9 @@ class Comparison:
             _difference(decoder.tokenizer, tokens, full[row], after[row], nats=nats[row], same_top=same_top[row])
             for row, tokens in enumerate(written)
         ]
-        self._records += [{**one.record(), "tokens": len(one.tokens)} for one in self._newest]
+        # No texts are kept: files of prompts may be long.
+        kept = [{**one.record(), "tokens": len(one.tokens)} for one in self._newest]
+        self._records += [{name: value for name, value in one.items() if name != "full_text"} for one in kept]
         return self._newest
 
     @property
@@ -169,7 +171,7 @@ class Comparison:
         return (
             f"compared with full: {found['same']} of {found['prompts']} texts the same, "
             f"agreement {found['agreement']:.1%}, KL(full || policy) mean {max(found['kl_mean'], 0.0):.3g} nats a "
-            f"token, largest {max(found['kl_max'], 0.0):.3g}; {self._bytes()}"
+            f"token, largest {max(found['kl_max'], 0.0):.3g}; {self.sizes()}"
         )
 
     def show(self, difference: Difference, *, verdict: str | None = None) -> None:
@@ -187,9 +189,9 @@ class Comparison:
             note(line)
         if self._is_sampled and difference.first is not None:
             note("sampled with the same seed; behind the first difference each text follows from its own tokens")
-        note(self._bytes())
 
-    def _bytes(self) -> str:
+    def sizes(self) -> str:
+        """Bytes of both caches, for people."""
         ours, full = self._decoder.cache_bytes, self.full_cache_bytes
         return f"cache {ours:,} bytes ({self._decoder.policy}), full {full:,} bytes: {full / ours:.2f} times as many"
 

@@ -67,7 +67,6 @@ def decode_one(
       What is known of the answer, for the report.
     """
     after = [] if shown is None else tokens
-    stream = decoder.tokenizer.stream(after=after)
     apart = not quiet and (comparison is not None or posed is not None)  # the answer stands on lines of its own
     if posed is not None and not quiet:
         note(posed.name)
@@ -75,6 +74,30 @@ def decode_one(
         print(shorten(shown) if posed else shown, end="\n" if apart and not shown.endswith("\n") else "", flush=True)
     if apart:
         note(str(decoder.policy))
+    row = _stream(decoder, tokens, seed=seed, after=after, quiet=quiet)
+    found: dict[str, Any] = {}
+    if posed is not None:
+        score = posed.score(decoder.tokenizer.decode(row))
+        found["task"] = {**posed.record(), "score": score}
+        if not quiet:
+            note(posed.verdict(score))
+    if comparison is not None:
+        with status("decoding with the uncompressed cache", quiet=quiet):
+            [one] = comparison.compare([tokens], [row], seeds=[seed], batch=1, after=[after])
+        verdict = None
+        if posed is not None:
+            found["task"]["full_score"] = posed.score(decoder.tokenizer.decode(one.full_tokens))
+            # What was expected is said once.
+            verdict = posed.verdict(found["task"]["full_score"], says_expected=score >= 1)
+        if not quiet:
+            comparison.show(one, verdict=verdict)
+            note(comparison.sizes())
+    return found
+
+
+def _stream(decoder: Decoder, tokens: list[int], *, seed: int, after: list[int], quiet: bool) -> list[int]:
+    """Prints the continuation of a prompt as it comes; returns its tokens."""
+    stream = decoder.tokenizer.stream(after=after)
     blocks = decoder.stream([tokens], seeds=[seed], batch=1)
     with status("compiling", quiet=quiet):
         first = next(blocks)
@@ -84,19 +107,7 @@ def decode_one(
         row += new
         print(stream.push(new), end="", flush=True)
     print(stream.finish(), flush=True)
-    answer = decoder.tokenizer.decode(row)
-    if posed is not None and not quiet:
-        note(posed.verdict(answer))
-    found: dict[str, Any] = {} if posed is None else {"task": {**posed.record(), "score": posed.score(answer)}}
-    if comparison is not None:
-        with status("decoding with the uncompressed cache", quiet=quiet):
-            [one] = comparison.compare([tokens], [row], seeds=[seed], batch=1, after=[after])
-        full = decoder.tokenizer.decode(one.full_tokens)
-        if posed is not None:
-            found["task"]["full_score"] = posed.score(full)
-        if not quiet:
-            comparison.show(one, verdict=posed and posed.verdict(full))
-    return found
+    return row
 
 
 def decode_file(
@@ -112,6 +123,7 @@ def decode_file(
 
     A malformed line ends the run, after the good ones before it are finished and written.
     """
+    ends = set(decoder.stop_tokens)
     fault: list[UserError] = []
     todo = _until_fault(decoder, prompts, results, fault)
     with Progress("decoding", unit="prompts", quiet=quiet) as progress:
@@ -127,25 +139,26 @@ def decode_file(
             differences: list[Difference | None] = [None] * len(batch)
             if comparison is not None:
                 differences = comparison.compare(sources, rows, seeds=seeds, batch=config.batch, after=after)
-            for index, (prompt, tokens) in enumerate(batch):
-                text = decoder.tokenizer.continuation(rows[index], after=after[index])
+            for (prompt, tokens), row, before, one in zip(batch, rows, after, differences, strict=True):
+                text = decoder.tokenizer.continuation(row, after=before)
                 if results is not None:
-                    ended = bool(rows[index]) and rows[index][-1] in decoder.stop_tokens
-                    results.write(
-                        prompt,
-                        text=text,
-                        prompt_tokens=len(tokens),
-                        new_tokens=len(rows[index]),
-                        finish_reason="stop" if ended else "length",
-                        **(differences[index].record() if comparison else {}),
-                    )
+                    _write(results, prompt, text=text, sizes=(len(tokens), len(row)), ended=row[-1] in ends, one=one)
                     continue
                 print(f"--- line {prompt.line}\n{text}", flush=True)
-                if comparison is not None and not quiet:
-                    comparison.show(differences[index])
+                if one is not None and not quiet:
+                    comparison.show(one)
             progress.advance(len(batch))
     if fault:
         raise fault[0]
+
+
+def _write(
+    results: ResultFile, prompt: Prompt, *, text: str, sizes: tuple[int, int], ended: bool, one: Difference | None
+) -> None:
+    """Writes one line's result; `sizes` are its tokens, those of the prompt and new ones."""
+    compared = {} if one is None else one.record()
+    reason = "stop" if ended else "length"
+    results.write(prompt, text=text, prompt_tokens=sizes[0], new_tokens=sizes[1], finish_reason=reason, **compared)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -121,7 +121,7 @@ def prefill(
     lengths = _full_lengths(tokens) if lengths is None else lengths.astype(jnp.int32)
     was_empty = (cache.num_seen == 0)[:, None]
     hidden, cache = _forward(params, cache, tokens, lengths=lengths, phase="prefill")
-    pinned = _pinned(cache, lengths)
+    pinned = jnp.zeros_like(lengths) if cache.policy.prompt is None else lengths
     cache = dataclasses.replace(cache, num_pinned=cache.placement.constrain(pinned, "B"))
     cache = settle(_replay(params, cache, tokens, lengths))
     last = jnp.maximum(lengths - 1, 0)[:, None, None]  # B 1 1
@@ -274,11 +274,6 @@ def _replay(params: LanguageModel, cache: KVCache, tokens: axes.Tokens, lengths:
         return params(piece, positions=positions, layers=marked, phase="replay")[1]
 
     return dataclasses.replace(cache, layers=jax.lax.fori_loop(0, count, step, cache.layers))
-
-
-def _pinned(cache: KVCache, lengths: axes.Lengths) -> axes.Lengths:
-    """Tokens of each prompt that stay for ever."""
-    return jnp.zeros_like(lengths) if cache.policy.prompt is None else lengths
 
 
 def _exceeds_pins(cache: KVCache) -> Bool[Array, "B"]:

@@ -15,15 +15,17 @@ listed with the reason. `compilations` of a row says how often its decode step w
 an earlier row had the same shapes.
 
 --output names a folder: report.json, table.md, every answer (answers/), and pictures. Started again with the same
-settings, the program goes on where it stopped; more tasks or policies are added to what is there.
+settings, the program goes on where it stopped; more tasks or policies are added to what is there. `python -m
+kvjax.pictures DIR` draws the pictures again.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +43,26 @@ from kvjax.errors import UserError, check_between, unknown
 from kvjax.evaluation import QUESTIONS, Cell, Evaluator, make_cell
 from kvjax.folder import find_checkpoint
 from kvjax.material import check_symbols, material_for
+from kvjax.pictures import draw_pictures, read_trace, write_trace
 from kvjax.progress import Progress
 from kvjax.report import check_target, new_report, write_json, write_text
 from kvjax.results import markdown_tables, terminal_tables
+from kvjax.statistics import Statistics
 from kvjax.task import Task
 from kvjax.task_grammar import parse_task, split_tasks
 from kvjax.text import Tokenizer
+from kvjax.tracing import first_evicting, trace_kept
+from models.transformer import Transformer
 
 _SETTLED = ("examples", "seed", "batch")
 """Flags that decide the numbers; tasks, regimes and policies may be added to."""
 
 _DECODING = "compressed_decode", "run_steps", "decode_block"
 """Compiled functions that run the decode step."""
+
+_LONGEST_NAME = 160  # of a file of answers, before its ending
+
+_MOMENTS = 96  # of a trace, about
 
 _EXACT = "exact(sinks=4,window=16,round=16)"
 _METHODS = "triattention(budget=64)", "h2o(budget=64)", "snapkv(budget=64,queries=16)", "keydiff(budget=64)", "int4"
@@ -71,7 +81,7 @@ class Folder:
     """
 
     def __init__(self, path: Path | None, report: dict[str, Any]):
-        self._path, self.report = path, {**report, "rows": []}
+        self.path, self.report = path, {**report, "rows": []}
         if path is None:
             return
         check_target(path / "report.json")
@@ -90,20 +100,30 @@ class Folder:
     def add(self, row: dict[str, Any], outputs: list[dict[str, Any]]) -> None:
         """Writes a row, its answers before it."""
         self.report["rows"].append(row)
-        if self._path is None:
+        if self.path is None:
             return
-        name = re.sub(r"[^\w.,=()+-]+", "_", f"{row['task']}.{row['question']}.{row['policy']}")[:180]
         if outputs:
             lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in outputs)
-            write_text(self._path / "answers" / f"{name}.jsonl", lines)
-        write_json(self._path / "report.json", self.report)
+            write_text(self._answers(row["task"], row["question"], row["policy"]), lines)
+        write_json(self.path / "report.json", self.report)
+
+    def _answers(self, task: str, question: str, policy: str) -> Path:
+        name = re.sub(r"[^\w.,=()+-]+", "_", f"{task}.{question}.{policy}")
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[:_LONGEST_NAME]}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return self.path / "answers" / f"{name}.jsonl"
+
+    def first_answer(self, task: str, question: str) -> str:
+        """What `full` answered to the first example; empty where nothing is generated."""
+        path = self._answers(task, question, "full")
+        return json.loads(path.read_text(encoding="utf-8").splitlines()[0])["output"] if path.exists() else ""
 
     def finish(self, rows: list[dict[str, Any]], *, command: str) -> None:
         """Writes the tables, and what was refused."""
-        if self._path is not None:
+        if self.path is not None:
             report = self.report
             head = f"`{command}`, {report['date'][:10]}, commit {report['commit']}, {report['device']['kind']}."
-            write_text(self._path / "table.md", f"{head}\n\n{markdown_tables(rows, report['refused'])}")
+            write_text(self.path / "table.md", f"{head}\n\n{markdown_tables(rows, report['refused'])}")
 
 
 def _rows_of(path: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -131,13 +151,15 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def cells(settings: Settings, tasks: list[Task], tokenizer: Tokenizer) -> Iterator[Cell]:
-    """Each task in each regime."""
+def cells(
+    settings: Settings, tasks: list[Task], tokenizer: Tokenizer, *, examples: int | None = None
+) -> Iterator[Cell]:
+    """Each task in each regime, with as many examples as are asked for or given."""
     values = settings.flags
     for task in tasks:
         material = material_for(task, tokenizer, chat=settings.config.chat)
         for question in values["questions"].value[: 1 if task.forced else None]:
-            count, seed = values["examples"].value, values["seed"].value
+            count, seed = examples or values["examples"].value, values["seed"].value
             yield make_cell(task, question, tokenizer=tokenizer, material=material, num_examples=count, seed=seed)
 
 
@@ -169,17 +191,49 @@ def evaluate(settings: Settings, tasks: list[Task], asked: Combinations, report:
                     row["compilations"] = max(counts[name] for name in _DECODING)
                     folder.add({**row, "seconds": time.monotonic() - since}, outputs)
                 progress.advance(1)
+    if folder.path is not None and values["pictures"].value:
+        policy = first_evicting(policies)
+        if policy is not None:
+            firsts = cells(settings, tasks, tokenizer, examples=1)
+            look_inside(folder, firsts, policy, tokenizer=tokenizer, model=model, statistics=statistics)
     return folder
+
+
+def look_inside(
+    folder: Folder,
+    firsts: Iterable[Cell],
+    policy: Policy,
+    *,
+    tokenizer: Tokenizer,
+    model: Transformer,
+    statistics: Statistics | None,
+) -> None:
+    """Writes what a policy keeps along the longest of the answers that `full` gave to first examples, if not there."""
+    pairs = []
+    for cell in firsts:
+        text = folder.first_answer(cell.task.name, cell.question)
+        pairs.append((cell, tokenizer.encode(text, add_special_tokens=False) if text else cell.answers[0]))
+    cell, answer = max(pairs, key=lambda pair: len(pair[1]))
+    name, found = f"{cell.task.name}, question {cell.question}", read_trace(folder.path)
+    if found is not None and (found.task, found.policy) == (name, str(policy)):
+        return
+    then = cell.then[0] if cell.then else []
+    answer = answer[: cell.max_tokens - len(cell.prompts[0]) - len(then)]
+    every = max(-(-len(answer) // _MOMENTS), 1)
+    sizes = {"max_tokens": cell.max_tokens, "statistics": statistics, "every": every}
+    trace = trace_kept(model, policy, cell.prompts[0], then=then, answer=answer, **sizes)
+    write_trace(folder.path, dataclasses.replace(trace, task=name))
 
 
 def main(settings: Settings) -> int:
     """Runs the program."""
     values = settings.flags
-    for question in values["questions"].value:
+    for question in values["questions"].value or [""]:
         if question not in QUESTIONS:
             raise unknown("place of the question", question, QUESTIONS)
     for name in ("examples", "batch"):
         check_between(f"--{name}", values[name].value, 1, 1 << 30)
+    check_between("--seed", values["seed"].value, 0, 1 << 32)
     if values["model"].value:
         settings.config.model = values["model"].value
     tasks = list({task.name: task for task in map(parse_task, split_tasks(values["tasks"].value))}.values())
@@ -200,6 +254,9 @@ def main(settings: Settings) -> int:
     if report["concentration"]:
         console.print(report["concentration"]["summary"])
     folder.finish(rows, command=f"python -m kvjax.evaluate {' '.join(sys.argv[1:])}".strip())
+    if folder.path is not None and values["pictures"].value:
+        for path in draw_pictures(folder.path, folder.report["rows"]):
+            print(path)
     return 0
 
 
@@ -214,6 +271,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("batch", 50, "Examples that are decoded together.", flag_values=values)
     flags.DEFINE_bool("speed", True, "Time decoding with each policy, too.", flag_values=values)
     flags.DEFINE_string("output", None, "Folder for report, tables, answers and pictures.", flag_values=values)
+    flags.DEFINE_bool("pictures", True, "Draw pictures into the output folder.", flag_values=values)
     flags.DEFINE_bool("quiet", False, "No progress.", flag_values=values)
 
 

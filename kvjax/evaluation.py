@@ -8,6 +8,7 @@ cache gave, which shows how far it moves the model's distributions (`kvjax/forci
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +18,11 @@ import numpy as np
 from kvjax.accounting import account, device_bytes, full_cache_bytes, num_evicted
 from kvjax.cache import KVCache
 from kvjax.companions import is_oracle
+from kvjax.errors import UserError
 from kvjax.forcing import Followed, compare, follow, num_common
 from kvjax.generation import Generator
 from kvjax.material import check_symbols
-from kvjax.oracle import look_ahead, with_future
+from kvjax.oracle import look_ahead, with_future, without_future
 from kvjax.policy import Policy
 from kvjax.results import interval
 from kvjax.statistics import Statistics
@@ -95,7 +97,9 @@ def make_cell(
         contexts = [encode(example.context, True) for example in examples]
         questions = [encode(example.question, False) for example in examples]
         answers = [encode(example.answer, False) for example in examples]
-        inside = question == "inside" or not all(questions)
+        inside = question == "inside"
+        if not inside and not all(questions):
+            raise UserError(f"{task.name} has problems whose question is not apart: use --questions=inside.")
         prompts = [a + b for a, b in zip(contexts, questions, strict=True)] if inside else contexts
         then = [] if inside else questions
     longest = max(len(prompt) + (len(then[row]) if then else 0) for row, prompt in enumerate(prompts))
@@ -154,6 +158,7 @@ class Evaluator:
         outputs = [] if cell.task.forced else self._score(cell, written)
         if outputs:
             row |= _of_answers([one["score"] for one in outputs], written, self._written)
+            row["facts"] = {name: [one["facts"].get(name) for one in outputs] for name in outputs[0]["facts"]}
         row |= self._of_cache(cell, policy, followed[-1].cache if cache is None else cache)
         return row, outputs
 
@@ -238,11 +243,12 @@ class Evaluator:
 
     def _of_cache(self, cell: Cell, policy: Policy, cache: KVCache) -> dict[str, Any]:
         """Bytes, evictions and speed."""
-        took = account(cache)
+        real = without_future(cache) if is_oracle(policy) else cache
+        took = account(real)
         layers = took.pop("layers")
         found = {
             **took,
-            "cache_bytes": device_bytes(cache.layers),
+            "cache_bytes": device_bytes(real.layers),
             "full_cache_bytes": full_cache_bytes(cache),
             "max_tokens": cell.max_tokens,
             "evicted": num_evicted(cache),
@@ -259,7 +265,14 @@ class Evaluator:
 def _merge(parts: list[dict[str, float]], followed: list[Followed]) -> dict[str, float]:
     """Comparisons of batches as one, weighted by their tokens; of high quantiles the largest."""
     weights = np.asarray([one.counted.sum() for one in followed], np.float64)
-    merged = {name: float(np.average([part[name] for part in parts], weights=weights)) for name in parts[0]}
+
+    def mean(numbers: list[float]) -> float:
+        return float(np.average(numbers, weights=weights))
+
+    merged = {name: mean([part[name] for part in parts]) for name in parts[0]}
+    # Means of log-likelihoods are what batches have in common.
+    merged["perplexity"] = math.exp(mean([math.log(part["perplexity"]) for part in parts]))
+    merged["perplexity_change"] = math.expm1(mean([math.log1p(part["perplexity_change"]) for part in parts]))
     merged["kl_p999"] = max(part["kl_p999"] for part in parts)
     return {**merged, "tokens": int(weights.sum())}
 

@@ -18,6 +18,7 @@ import numpy as np
 from kvjax import axes
 from kvjax.cache import KVCache
 from kvjax.decoding import LanguageModel, compressed_decode, init_cache, read
+from kvjax.errors import UserError
 from kvjax.policy import Policy
 from kvjax.statistics import Statistics
 from kvjax.token_loop import padded_rows
@@ -33,13 +34,13 @@ class Followed:
       log_probabilities: `B T V` float32.
       targets: `B T` int32, the tokens that came.
       counted: `B T` bool, False behind a row's end.
-      cache: as the last tokens left it.
+      cache: as the last tokens left it; None where it has been let go.
     """
 
     log_probabilities: np.ndarray
     targets: np.ndarray
     counted: np.ndarray
-    cache: KVCache
+    cache: KVCache | None
 
     @property
     def perplexity(self) -> float:
@@ -70,14 +71,18 @@ def follow(
       max_tokens: room of the cache.
       statistics: of the model, for policies that need them.
       prepare: is given the empty cache, and gives the one to use.
+
+    Raises:
+      UserError: a prompt is longer than what the policy can pin.
     """
     empty = init_cache(model, policy, batch=len(prompts), max_tokens=max_tokens, statistics=statistics)
     empty = empty if prepare is None else prepare(empty)
     targets, counted = _targets(answers)
-    found = []
+    found, last = [], empty
     for logs, count, cache in _along(model, empty, prompts, then=then, targets=targets, counted=counted):
         found.append(np.asarray(logs)[:, :count])
-    return Followed(np.concatenate(found, axis=1), targets, counted, cache)
+        last = cache
+    return Followed(np.concatenate(found, axis=1), targets, counted, last)
 
 
 def divergence_along(
@@ -140,6 +145,7 @@ def _along(
     chunk: int | None = None,
 ) -> Iterator[tuple[jax.Array, int, KVCache]]:
     """Reads prompts and then answers; yields log-probabilities `B t V`, how many of the t count, and the cache."""
+    _check_pins(cache, max(map(len, prompts)))
     tokens, lengths = _place(model, prompts, cache.max_tokens)
     asked = _place(model, then, cache.max_tokens) if len(then) else None
     logits, cache = _read(model, cache, tokens, lengths=lengths, then=asked)
@@ -147,7 +153,7 @@ def _along(
     # Fixed chunks, the last one filled up with tokens that do not count, so that one shape compiles. An answer's last
     # token is never fed.
     counts, longest = counted.sum(axis=1), targets.shape[1]
-    chunk = chunk or min(_CHUNK, longest)
+    chunk = chunk or min(_CHUNK, max(longest - 1, 1))
     for start in range(0, longest - 1, chunk):
         count = min(chunk, longest - 1 - start)
         piece = np.zeros((len(targets), chunk), np.int32)
@@ -155,6 +161,13 @@ def _along(
         fed = jnp.asarray(np.clip(counts - 1 - start, 0, count), jnp.int32)
         logits, cache = compressed_decode(model, cache, jnp.asarray(piece), lengths=fed)
         yield jax.nn.log_softmax(logits), count, cache
+
+
+def _check_pins(cache: KVCache, longest: int) -> None:
+    """Raises `UserError` for prompts that are longer than what the policy can pin; they would give NaN."""
+    most = cache.policy.most_pinned(shape=cache.shape, max_tokens=cache.max_tokens)
+    if most is not None and longest > most:
+        raise UserError(f"A prompt of {longest} tokens is longer than what '{cache.policy}' can pin: {most}.")
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

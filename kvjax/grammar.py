@@ -3,6 +3,7 @@
 SELECTION(budget=..., ...)          which tokens stay; at most one
 CODEC(...)                          how keys and values are stored
 key(CODEC,...)  value(CODEC,...)    or apart
+CODEC(...,part=1/2)                 for the first of two equal parts of the layers; a term without part has the others
 exact(sinks=P,window=W,round=U)     overrides the segment that the codec or the selection asks for, in part or whole
 layers(uniform)  layers(pyramid,beta=20)  layers(512,256,...)
 heads(uniform)  heads(adaptive,floor=0.2)
@@ -14,6 +15,7 @@ edges(n)                            the first and last n layers stay uncompresse
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,9 @@ SETTINGS = ("exact", "edges", "layers", "heads", "prompt", "protect")
 
 TERMS = ("full", "key", "value", *SETTINGS)
 """Words of the language beside the names of codecs and selections."""
+
+Parts = dict[tuple[int, int] | None, Codec]
+"""Part of the layers, (which, of how many), or None for those that no other term names -> codec."""
 
 _convert = functools.partial(convert_arguments, hidden=("role", "layer", "inner"))
 
@@ -46,7 +51,7 @@ def parse_policy(text: Any) -> Policy:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"A policy is a string such as 'full' or 'int8', not {text!r}.")
     text = " ".join(text.split())
-    codecs: dict[str, Codec] = {}
+    codecs: dict[str, Parts] = {"keys": {}, "values": {}}
     settings: dict[str, Any] = {}
     selection, words = None, []
     for word in split_outside(text, "+"):
@@ -62,23 +67,28 @@ def parse_policy(text: Any) -> Policy:
                 raise UserError(f"The policy '{text}' has two selections; give one.")
             selection = _selection_of(name, positional, named)
         else:
+            part = _part_of(named)
             for role, codec in _codecs_of(name, positional, named).items():
-                if role in codecs:
+                if part in codecs[role]:
                     raise UserError(f"The policy '{text}' has two codecs for {role}; give one, or key(...)+value(...).")
-                codecs[role] = codec
-    if not codecs and selection is None:
+                codecs[role][part] = codec
+    if not any(codecs.values()) and selection is None:
         raise UserError(
             f"The policy '{text}' names no codec and no selection; begin it with one, or with full: "
             f"'full+{text.strip()}'."
         )
-    policy = _assemble(codecs, selection, settings, text="+".join(words))
+    parts = {role: _in_order(given, text) for role, given in codecs.items() if given}
+    policy = _assemble(parts, selection, settings, text="+".join(words))
     _check_round(policy)
     policy.check()
     return policy
 
 
-def _assemble(codecs: dict[str, Codec], selection: Selection | None, settings: dict[str, Any], *, text: str) -> Policy:
+def _assemble(
+    parts: dict[str, tuple[Codec, ...]], selection: Selection | None, settings: dict[str, Any], *, text: str
+) -> Policy:
     """The policy, with what the terms left open."""
+    codecs = {role: given[0] for role, given in parts.items()}
     plain = [name for name, codec in codecs.items() if codec == FULL[name]]
     if selection is not None:
         exact = ExactSizes()
@@ -94,6 +104,7 @@ def _assemble(codecs: dict[str, Codec], selection: Selection | None, settings: d
     heads = settings.get("heads") or Heads(kind=selection.heads if selection else "uniform")
     return Policy(
         **{**FULL, **codecs},
+        parts=tuple(given if len(given) > 1 else () for given in (parts.get(role, ()) for role in FULL)),
         exact=dataclasses.replace(exact, **settings.get("exact", {})),
         edges=settings.get("edges", 0),
         selection=selection,
@@ -135,6 +146,32 @@ def _codecs_of(name: str, positional: list[str], named: dict[str, str]) -> dict[
     make = CODECS.get(name)
     arguments = _convert(name, make, named)
     return {role: make(role, **arguments) for role in roles}
+
+
+def _part_of(named: dict[str, str]) -> tuple[int, int] | None:
+    """Takes `part=i/n` out of a term's arguments: which part, from 0, and of how many; None where it is not there."""
+    if "part" not in named:
+        return None
+    text = named.pop("part")
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"part is '{text}'; it says which of how many equal parts of the layers, e.g. part=1/2.")
+    return int(match[1]) - 1, int(match[2])
+
+
+def _in_order(given: Parts, text: str) -> tuple[Codec, ...]:
+    """The codecs of all parts of the layers, first to last; one where there are no parts."""
+    rest = given.get(None)
+    counts = sorted({part[1] for part in given if part})
+    if not counts:
+        return (rest,)
+    if len(counts) > 1:
+        raise UserError(f"The policy '{text}' has parts by {counts[0]} and by {counts[1]}; use one number for both.")
+    found = tuple(given.get((index, counts[0]), rest) for index in range(counts[0]))
+    if None in found:
+        missing = f"{found.index(None) + 1}/{counts[0]}"
+        raise UserError(f"The policy '{text}' leaves part {missing} of the layers open; add a codec without part.")
+    return found
 
 
 def _exact(positional: list[str], named: dict[str, str]) -> dict[str, int]:
@@ -241,7 +278,7 @@ _READERS: dict[str, Callable[[list[str], dict[str, str]], Any]] = {
 def _check_round(policy: Policy) -> None:
     """A round holds whole bytes, whole groups and whole pages."""
     page = policy.selection.page if policy.selection else 1
-    unit = math.lcm(8, policy.keys.granule, policy.values.granule, page or 1)
+    unit = math.lcm(8, *(codec.granule for codec in policy.all_codecs), page or 1)
     size = policy.exact.round
     if size % unit:
         near = max(round(size / unit), 1) * unit

@@ -40,7 +40,7 @@ def kept_units(candidates: list[Candidates], scores: list[jax.Array]) -> list[ja
 def _request(candidates: Candidates, scores: Scores) -> _Request:
     """Scores, protections and ages of a layer's units."""
     unit, cut = candidates.plan.unit, candidates.cut
-    stored_heads = math.lcm(candidates.policy.keys.stored_heads, candidates.policy.values.stored_heads)
+    stored_heads = math.lcm(*(codec.stored_heads for codec in candidates.policy.all_codecs))
     first = _first(candidates, scores)
     held = cut(candidates.view.positions) >= 0
     held &= cut(candidates.view.scorable) | candidates.protected | _or_none(candidates.preferred, held)

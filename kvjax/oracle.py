@@ -65,13 +65,19 @@ def look_ahead(model: Any, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]) 
 
 
 def with_future(cache: KVCache, futures: Sequence[jax.Array]) -> KVCache:
-    """An oracle's empty cache that knows the future."""
+    """An oracle's empty cache that knows the future; who donates the cache donates these arrays with it."""
+    return _with_arrays(cache, [{"future": future} for future in futures])
 
-    def tell(layer: LayerCache, future: jax.Array) -> LayerCache:
+
+def without_future(cache: KVCache) -> KVCache:
+    """The same without it, to count the bytes that a method would take."""
+    return _with_arrays(cache, [{}] * len(cache.layers))
+
+
+def _with_arrays(cache: KVCache, arrays: Sequence[dict[str, jax.Array]]) -> KVCache:
+    def tell(layer: LayerCache, known: dict[str, jax.Array]) -> LayerCache:
         if layer.state is None:  # at the edges nothing is evicted
             return layer
-        arrays = {**layer.state.arrays, "future": future}
-        return dataclasses.replace(layer, state=dataclasses.replace(layer.state, arrays=arrays))
+        return dataclasses.replace(layer, state=dataclasses.replace(layer.state, arrays=known))
 
-    layers = tuple(tell(layer, future) for layer, future in zip(cache.layers, futures, strict=True))
-    return dataclasses.replace(cache, layers=layers)
+    return dataclasses.replace(cache, layers=tuple(map(tell, cache.layers, arrays)))

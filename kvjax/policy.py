@@ -4,6 +4,7 @@
     int8                                              one codec for keys and values
     turboquant(bits=4)+exact(sinks=4,window=128)      with the tokens that stay exact
     key(turboquant,bits=4)+value(int4)+edges(2)       codecs apart; the first and last two layers uncompressed
+    int2+int4(part=1/2)                               the first half of the layers has another codec
     snapkv(budget=1024)+int4                          a selection: the tokens that matter, and a codec for them
     h2o(budget=512)+layers(pyramid)+heads(adaptive)   budgets that differ between layers and heads
     triattention(budget=512)+prompt(2048)             a prompt of up to 2,048 tokens stays, on top of the budget
@@ -108,6 +109,8 @@ class Policy:
     Attributes:
       keys: codec of the keys in the body.
       values: codec of the values.
+      parts: codecs of keys and of values for equal parts of the layers, the first part first; none where one serves
+        all layers. `keys` and `values` are then the first part's.
       exact: sizes of the segment that stays in the model's dtype.
       edges: first and last layers whose body stays in the model's dtype, with all tokens.
       selection: which tokens stay; None keeps all.
@@ -120,6 +123,7 @@ class Policy:
 
     keys: Codec = FULL["keys"]
     values: Codec = FULL["values"]
+    parts: tuple[tuple[Codec, ...], tuple[Codec, ...]] = ((), ())
     exact: ExactSizes = ExactSizes(sinks=0, window=0)
     edges: int = 0
     selection: Selection | None = None
@@ -133,9 +137,23 @@ class Policy:
         """Codecs of keys and values for a layer.
 
         Raises:
-          UserError: the edges take in all layers.
+          UserError: the edges take in all layers, or there are more parts than layers.
         """
-        return (self.keys, self.values) if self._is_inner(layer, num_layers) else (FULL["keys"], FULL["values"])
+        if not self._is_inner(layer, num_layers):
+            return FULL["keys"], FULL["values"]
+        inner = num_layers - 2 * self.edges
+        if (most := max(map(len, self.parts))) > inner:
+            raise UserError(
+                f"The policy '{self}' parts layers by {most}, and the model has {inner} to compress: use at most that."
+            )
+        index = layer - self.edges
+        keys, values = (part[index * len(part) // inner] if part else None for part in self.parts)
+        return keys or self.keys, values or self.values
+
+    @property
+    def all_codecs(self) -> tuple[Codec, ...]:
+        """The codecs of all parts of the layers, of keys and of values."""
+        return (self.keys, self.values, *self.parts[0], *self.parts[1])
 
     def selection_of(self, layer: int, num_layers: int) -> Selection | None:
         """The selection for a layer; None where all tokens stay."""
@@ -169,7 +187,7 @@ class Policy:
         whole = self.body_slots(max_tokens)
         if not self.evicts or not self._is_inner(layer, shape.num_layers) or not whole:
             return BodyPlan(slots=whole, quota=whole)
-        unit = math.lcm(self.keys.granule, self.values.granule)
+        unit = math.lcm(*(codec.granule for codec in self.all_codecs))
         quota = min(self._quota(layer, shape.num_layers, max_tokens), whole) // unit * unit
         pinned, pooled = self.prompt.tokens if self.prompt else 0, self.heads.kind == "adaptive"
         aligned = math.lcm(unit, 8)  # packed codes fill whole bytes
@@ -222,7 +240,7 @@ class Policy:
             raise UserError("This selection gives whole heads to a pool: it needs heads(adaptive), its default.")
         if selection.needs_pool and self.prompt and self.prompt.inside:
             raise UserError("Heads that keep nothing cannot hold a prompt inside their budget: use prompt(N).")
-        if selection.page and max(self.keys.stored_heads, self.values.stored_heads) > 1:
+        if selection.page and max(codec.stored_heads for codec in self.all_codecs) > 1:
             raise UserError(
                 "Each head reads pages of its own, and this codec stores several heads as one: use one with heads=1."
             )
@@ -236,7 +254,7 @@ class Policy:
                     f"A selection whose layers agree on one set of tokens cannot have {name}: leave it out, or let "
                     "each layer choose for itself (mode=layer)."
                 )
-        for codec in (self.keys, self.values):
+        for codec in self.all_codecs:
             if pooled and codec.mixes_heads:
                 raise UserError(
                     f"heads(adaptive) keeps different tokens for each head in one pool, and this codec of {codec.role} "

@@ -48,12 +48,12 @@ class Posed:
         """How right an answer is, 0 to 1."""
         return self.task.score(answer, self.example)
 
-    def verdict(self, answer: str) -> str:
-        """Whether an answer is right, and what was expected where it is not."""
-        score = self.score(answer)
+    def verdict(self, score: float, *, says_expected: bool = True) -> str:
+        """Whether an answer with that score is right, and what was expected where it is not."""
         if score >= 1:
             return "right"
-        return f"{'wrong' if score <= 0 else f'partly right ({score:.2f})'}, expected {self.example.answer}"
+        said = "wrong" if score <= 0 else f"partly right ({score:.2f})"
+        return f"{said}, expected {self.example.answer}" if says_expected else said
 
 
 def check_posable(task: Task, *, index: int) -> None:

@@ -64,7 +64,9 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
     if set(scores) <= {0.0, 1.0}:
         found = stats.binomtest(round(mean * count), count).proportion_ci(method="wilson")
         return float(found.low), float(found.high)
-    half = float(stats.t.ppf(0.975, max(count - 1, 1))) * float(np.std(scores, ddof=1)) / math.sqrt(count)
+    if count == 1:
+        return 0.0, 1.0
+    half = float(stats.t.ppf(0.975, count - 1)) * float(np.std(scores, ddof=1)) / math.sqrt(count)
     return max(mean - half, 0.0), min(mean + half, 1.0)
 
 

@@ -18,7 +18,16 @@ FOLDERS = ("kvjax", "kernels_pallas", "models", "configs")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 
-PROGRAMS = {"kvjax.bench", "kvjax.calibrate", "kvjax.decode", "kvjax.decoder", "kvjax.evaluate", "kvjax.train"}
+PROGRAMS = {
+    "kvjax.bench",
+    "kvjax.calibrate",
+    "kvjax.comparison",
+    "kvjax.decode",
+    "kvjax.decoder",
+    "kvjax.evaluate",
+    "kvjax.train",
+    "kvjax.tune",
+}
 FOUNDATION = {
     "kvjax.axes",
     "kvjax.errors",
@@ -53,7 +62,7 @@ EVICTION = {
     "kvjax.selection",
     "kvjax.stages",
 }
-MODELS_SEE = {"kvjax.attention", "kvjax.cache", "kvjax.causal", "kvjax.statistics"}
+MODELS_SEE = {"kvjax.attention", "kvjax.cache", "kvjax.causal", "kvjax.foresight", "kvjax.statistics"}
 
 MAY_IMPORT = {
     # module or package: what of ours it may import, itself apart
@@ -106,9 +115,31 @@ MAY_IMPORT = {
     "kvjax.token_loop": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling"},
     "kvjax.generation": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling", "kvjax.token_loop"},
     "kvjax.accounting": FOUNDATION | STATE,
-    "kvjax.perplexity": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.combinations": {"kvjax.codec", "kvjax.errors", "kvjax.grammar", "kvjax.policy", "kvjax.selection"},
     "kvjax.compilations": set(),
+    "kvjax.forcing": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.token_loop"},
+    "kvjax.foresight": FOUNDATION | {"kvjax._kernels", "kvjax.causal"},
+    "kvjax.oracle": FOUNDATION | {"kvjax.cache", "kvjax.foresight", "kvjax.policy", "kvjax.selection"},
+    "kvjax.companions": {"kvjax.grammar", "kvjax.oracle", "kvjax.policy"},
+    "kvjax.concentration": {"kvjax.statistics"},
+    "kvjax.results": {"kvjax.companions", "kvjax.grammar"},
+    "kvjax.evaluation": {
+        "kvjax.accounting",
+        "kvjax.cache",
+        "kvjax.companions",
+        "kvjax.errors",
+        "kvjax.forcing",
+        "kvjax.generation",
+        "kvjax.material",
+        "kvjax.oracle",
+        "kvjax.policy",
+        "kvjax.results",
+        "kvjax.statistics",
+        "kvjax.task",
+        "kvjax.text",
+        "kvjax.timing",
+        "models",
+    },
     "kvjax.timing": FOUNDATION | STATE | {"kvjax.decoding"},
     "kvjax.text": {"kvjax.errors", "kvjax.folder"},
     "kvjax.byte_tokenizer": {"kvjax.errors"},
@@ -116,6 +147,18 @@ MAY_IMPORT = {
     "kvjax.prompts": {"kvjax.errors", "kvjax.records"},
     "kvjax.progress": set(),
     "kvjax.report": {"kvjax._kernels", "kvjax.errors", "kvjax.folder"},
+    "kvjax.tracing": FOUNDATION
+    | STATE
+    | {"kvjax.accounting", "kvjax.companions", "kvjax.decoding", "kvjax.token_loop"},
+    "kvjax.pictures": {
+        "kvjax._program",
+        "kvjax.errors",
+        "kvjax.grammar",
+        "kvjax.report",
+        "kvjax.results",
+        "kvjax.selection",
+        "kvjax.tracing",
+    },
     "kvjax.peer_transformers": set(),
     "kvjax.peers": {"kvjax.errors"},
     "kvjax._program": {"kvjax.errors", "kvjax.folder"},
@@ -123,6 +166,9 @@ MAY_IMPORT = {
     "kvjax.symbols": set(),
     "kvjax.filler": set(),
     "kvjax.task": {"kvjax.errors", "kvjax.registry", "kvjax.terms"},
+    "kvjax.posing": {"kvjax.errors", "kvjax.material", "kvjax.task", "kvjax.text"},
+    "kvjax.screen": set(),
+    "kvjax.material": {"kvjax.errors", "kvjax.filler", "kvjax.symbols", "kvjax.task", "kvjax.text"},
     "kvjax.task_grammar": {"kvjax.errors", "kvjax.task", "kvjax.terms"},
     "kvjax.words": {"kvjax.errors", "kvjax.filler", "kvjax.task"},
     "kvjax.latex": set(),
@@ -149,11 +195,36 @@ MAY_IMPORT = {
         "kvjax.text",
     },
     "kvjax.learning": {"kvjax.errors", "models"},
+    "kvjax.candidates": {"kvjax.errors", "kvjax.terms"},
+    "kvjax.search": {"kvjax.candidates", "kvjax.errors", "kvjax.grammar", "kvjax.policy"},
+    "kvjax.judging": {
+        "kvjax.evaluation",
+        "kvjax.forcing",
+        "kvjax.generation",
+        "kvjax.policy",
+        "kvjax.search",
+        "kvjax.statistics",
+        "kvjax.text",
+        "models",
+    },
+    "kvjax.trial_record": {"kvjax.errors", "kvjax.policy", "kvjax.report", "kvjax.search"},
+    "kvjax.verdict": set(),
+    "kvjax.tune_summary": {"kvjax.grammar", "kvjax.policy", "kvjax.search"},
+    "kvjax.config_file": {"configs", "kvjax.errors", "kvjax.report"},
     "kvjax": {"kvjax"},  # the list of public names
     "configs": {"configs"},
     **{program: {"kvjax", "models"} for program in PROGRAMS},
 }
-PACKAGES = ("kernels_pallas", "kvjax.codecs", "kvjax.selections", "kvjax.stages", "kvjax.tasks", "models", "configs")
+PACKAGES = (
+    "kernels_pallas",
+    "kvjax.codecs",
+    "kvjax.pictures",
+    "kvjax.selections",
+    "kvjax.stages",
+    "kvjax.tasks",
+    "models",
+    "configs",
+)
 """Packages whose modules share one entry."""
 
 KERNEL_PACKAGES = {"jax", "jaxtyping", "typing", "math", "functools", "dataclasses", "collections", "kernels_pallas"}

@@ -8,8 +8,14 @@ import numpy as np
 from flax import nnx
 
 import models
+from kvjax.byte_tokenizer import write_byte_tokenizer
 from kvjax.sharding import Placement
+from kvjax.symbols import SYMBOLS
 from models.hf_config import parse_config
+from models.save import save_checkpoint
+
+SYMBOL_VOCABULARY = 384
+"""Bytes, special tokens, symbols, and a few that are left over."""
 
 
 @functools.cache
@@ -33,6 +39,15 @@ def tiny_config(*, num_query_heads=4, num_kv_heads=2, layers=2, vocab_size=64, w
 def tiny_model(**kwargs):
     """A model of `tiny_config`, on one device."""
     return models.randomise(models.Transformer(tiny_config(**kwargs)), jax.random.key(0), std=0.3)
+
+
+@functools.cache
+def sharp_model(**kwargs):
+    """A model of one layer whose queries look at a few tokens each, as those of models that were trained do."""
+    model = models.randomise(models.Transformer(tiny_config(layers=1, **kwargs)), jax.random.key(0), std=0.3)
+    norm = model.layers[0].attention.query_norm
+    norm.scale = norm.scale.replace(norm.scale[...] * 4)
+    return model
 
 
 def place(model, mesh):
@@ -60,3 +75,11 @@ def whole_pass(model, tokens):
     padded[0, :length] = tokens
     positions = np.where(np.arange(padded.shape[1]) < length, np.arange(padded.shape[1]), -1)[None]
     return np.asarray(_padded_pass(model, jnp.asarray(padded), jnp.asarray(positions)))[:length]
+
+
+def write_checkpoint(folder, *, symbols=SYMBOLS):
+    """A checkpoint of one random layer, exact in float32, whose tokens are bytes and symbols; gives its model."""
+    model = tiny_model(layers=1, vocab_size=SYMBOL_VOCABULARY)
+    save_checkpoint(model, folder, dtype="float32")
+    write_byte_tokenizer(folder, vocab_size=SYMBOL_VOCABULARY, max_positions=512, symbols=symbols)
+    return model

@@ -1,10 +1,11 @@
 """Depth-first search over a tree, written down as it goes: a long chain of thought whose steps need old facts again.
 
-    [NODE]<a><b><c> ... [NODE]<b> ...     [DFS]<a>     [IN]<a>[IN]<b>[EX]<b>[IN]<c>[EX]<c>[EX]<a>[END]
+    [NODE]<a><b><c> ... [NODE]<b><d> ... [NODE]<d> ...     [DFS]<a>     <b><d>[EX]<b>[EX]<a><c>[EX]<a>[END]
 
-Children are visited in the order in which they are listed, which is that of their numbers. On the way back from a
-subtree the list of its parent is wanted again, which nobody has looked at since the search went down: TriAttention's
-recursive state query (arXiv 2604.04921) in symbols. `state_query` asks it in words, over the published graphs.
+A step goes down to a child, or back with [EX] to the parent that it names. Children are visited in the order in which
+they are listed, which is that of their numbers. On the way back from a subtree the list of its parent is wanted again,
+which nobody has looked at since the search went down: TriAttention's recursive state query (arXiv 2604.04921) in
+symbols. `state_query` asks it in words, over the published graphs.
 """
 
 import dataclasses
@@ -39,15 +40,15 @@ class Dfs(Task):
 
     @property
     def new_tokens(self) -> int:
-        """Entry and exit of every node, and the end."""
-        return 4 * self.nodes + 1
+        """The way down to every node but the root, and back, and the end."""
+        return 3 * self.nodes - 2
 
     @classmethod
     def sized(cls, rng: np.random.Generator, tokens: int) -> "Dfs":
         """Random settings; context, question and answer take at most `tokens`."""
-        most = min((tokens - 4) // 7, 40)
+        most = min((tokens + 1) // 6, 40)
         nodes = int(rng.integers(min(3, most), most + 1))
-        return cls(tokens=tokens - 4 * nodes - 1, nodes=nodes)
+        return cls(tokens=tokens - 3 * nodes + 2, nodes=nodes)
 
     def example(self, rng: np.random.Generator, material: Material, *, index: int = 0, more: int = 0) -> Example:
         """See `Task`."""
@@ -80,9 +81,8 @@ def draw_tree(rng: np.random.Generator, keys: list[int]) -> dict[int, list[int]]
 
 
 def trace(children: dict[int, list[int]], node: int) -> list[str | int]:
-    """Entries and exits of a depth-first search from a node."""
-    inside = [step for child in children[node] for step in trace(children, child)]
-    return ["[IN]", node, *inside, "[EX]", node]
+    """The steps of a depth-first search from a node."""
+    return [step for child in children[node] for step in (child, *trace(children, child), "[EX]", node)]
 
 
 TASKS.register("dfs", Dfs)

@@ -1,6 +1,6 @@
 """Sums: a chain of arithmetic over numbers that lie about; each step looks one up and adds it, modulo 10.
 
-    [NUM]<a><3> ... [NUM]<b><9> ...        [SUM]<a><b><c>[ANS]        <a><3><3><b><9><2><c> ... [END]
+    [NUM]<a><3> ... [NUM]<b><4> ...        [SUM]<a><b><c>[ANS]        <a><3><3><b><4><7><c> ... [END]
 
 A step says the number's name, the number, and the sum so far.
 """
@@ -23,6 +23,7 @@ class Sums(Task):
       tokens: of context and question together; what numbers and question leave is filler.
       numbers: how many there are.
       terms: how many are added, at most `numbers`.
+      largest: of the numbers, 1 to 9; the small model has learned those up to 4.
     """
 
     symbols: ClassVar[tuple[str, ...]] = SYMBOLS
@@ -31,10 +32,12 @@ class Sums(Task):
     tokens: int = 192
     numbers: int = 24
     terms: int = 8
+    largest: int = 4
 
     def __post_init__(self):
         check_between("sums(numbers)", self.numbers, 1, NUM_SYMBOLS - NUM_DIGITS)
         check_between("sums(terms)", self.terms, 1, self.numbers)
+        check_between("sums(largest)", self.largest, 1, NUM_DIGITS - 1)
 
     @property
     def new_tokens(self) -> int:
@@ -44,7 +47,7 @@ class Sums(Task):
     @classmethod
     def sized(cls, rng: np.random.Generator, tokens: int) -> "Sums":
         """Random settings; context, question and answer take at most `tokens`."""
-        terms = int(rng.integers(1, 1 + min(12, tokens // 9)))
+        terms = int(rng.integers(1, 1 + min(12, tokens // 8)))
         room = tokens - 3 * terms - 1
         most = min(NUM_SYMBOLS - NUM_DIGITS, (room - 2 - terms) // 3)
         return cls(tokens=room, numbers=int(rng.integers(terms, most + 1)), terms=terms)
@@ -52,7 +55,7 @@ class Sums(Task):
     def example(self, rng: np.random.Generator, material: Material, *, index: int = 0, more: int = 0) -> Example:
         """See `Task`."""
         keys = draw_keys(rng, self.numbers)
-        digits = rng.integers(0, NUM_DIGITS, size=self.numbers).tolist()
+        digits = rng.integers(0, self.largest + 1, size=self.numbers).tolist()
         pieces = [spell("[NUM]", key, digit) for key, digit in zip(keys, digits, strict=True)]
         filler = self.tokens - (2 + self.terms) - 3 * self.numbers
         check_fits(self, self.tokens - filler)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.accounting import account, device_bytes, full_cache_bytes, num_rounds
+from kvjax.accounting import account, bytes_per_token, device_bytes, full_cache_bytes, num_rounds
 from kvjax.empty import empty_cache
 from kvjax.grammar import parse_policy
 from kvjax.model_shape import ModelShape
@@ -146,3 +146,18 @@ def test_stated_bits_are_real_bytes_at_the_size_of_a_large_model(record_property
         shown.append(f"{name} {to_stated:.4f} / {to_ideal:.4f} ({found['ratio_to_bfloat16']:.2f} times smaller)")
     listed = ", ".join(shown)
     record_property("print", f"real bytes over stated ones / over all tokens at the codec's bits: {listed}")
+
+
+@pytest.mark.parametrize("policy", ["full", "int2+key(int8,part=1/3)", "snapkv(budget=0.3)+turboquant(bits=3)"])
+def test_bytes_are_known_before_there_is_a_cache(policy):
+    size, uncompressed = bytes_per_token(SHAPE, parse_policy(policy), max_tokens=600)
+    cache = make(policy, batch=1)
+    assert size == device_bytes(cache.layers) / 600
+    assert uncompressed == full_cache_bytes(cache) / 600 == UNCOMPRESSED / 1200
+
+
+def test_bytes_on_a_mesh_are_known_before_there_is_a_cache():
+    placement = Placement(make_mesh(data=2, model=2))
+    size, uncompressed = bytes_per_token(SHAPE, parse_policy("int4"), max_tokens=600, placement=placement)
+    cache = make("int4", placement=placement)  # two rows
+    assert (size, uncompressed) == (device_bytes(cache.layers) / 1200, full_cache_bytes(cache) / 1200)

@@ -18,7 +18,7 @@ PROSE = Material(filler=excerpts("[Exit]\n<17 men> & a <b>;\tx[i]=3<4>> 'IN' [IN
 
 @pytest.fixture(scope="module")
 def with_symbols(tmp_path_factory):
-    """A tokenizer with symbols and nine tokens to spare."""
+    """A tokenizer with symbols and ten tokens to spare."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_byte_tokenizer(folder, vocab_size=384, max_positions=99, symbols=SYMBOLS)
     return load_tokenizer(folder)
@@ -48,7 +48,7 @@ def test_symbols_are_one_token_each_and_decode_to_themselves(with_symbols):
     assert [with_symbols.decode(one) for one in ids] == list(SYMBOLS)
     assert with_symbols.encode("".join(SYMBOLS)) == [token for one in ids for token in one]
     assert with_symbols.vocab_size == 384
-    assert with_symbols.encode("<|8|>") == [383]
+    assert with_symbols.encode("<|9|>") == [383]
 
 
 def test_symbols_among_letters_come_back(with_symbols):

@@ -12,9 +12,11 @@ from kvjax._program import run
 from kvjax.errors import UserError
 from kvjax.folder import ROOT, find_checkpoint
 from kvjax.statistics_file import load_statistics
+from kvjax.task_grammar import parse_task
 from kvjax.text import Tokenizer, load_tokenizer
 from models.hf_config import parse_config
-from tests.tiny import tiny_model
+from tests.contract.tasks import PROBLEMS
+from tests.tiny import tiny_model, write_checkpoint
 
 TEXT = "".join(f"{number}. It was the {number}th day, and 𝔐öbius said nothing.\n" for number in range(12))
 
@@ -107,6 +109,63 @@ def test_a_text_is_read_no_further_than_it_is_needed(book, tokenizer, monkeypatc
 
 
 @pytest.fixture(scope="module")
+def symbolic(tmp_path_factory):
+    """A checkpoint whose tokens are bytes and symbols."""
+    folder = tmp_path_factory.mktemp("symbolic")
+    write_checkpoint(folder)
+    return folder
+
+
+def texts(tokenizer, tasks, **sizes):
+    given = {"seed": calibrate.SEED, "most": 600} | sizes
+    rows = calibrate.solved_rows([parse_task(task) for task in tasks], tokenizer, **given)
+    return [tokenizer.decode(row.tolist()) for row in rows]
+
+
+def test_problems_come_with_their_answers_each_task_in_turn(symbolic):
+    """The last row is the one in which the tokens that were asked for are reached: 134 a pair."""
+    tokenizer = load_tokenizer(symbolic)
+    found = texts(tokenizer, ["needle(tokens=60)", "copy(tokens=60,length=10)"])
+    assert len(found) == 10
+    assert ["[FACT]" in text for text in found] == [True, False] * 5
+    assert ["[CPY]" in text for text in found] == [False, True] * 5
+    for text in found:
+        head, asked, answer = text.rpartition("[OUT]" if "[CPY]" in text else "[ASK]")
+        assert answer.removesuffix("[END]").lstrip("<0123456789>") == ""
+        told = answer if asked == "[OUT]" else f"[FACT]{answer}"
+        assert told.removesuffix("[END]") in head
+    assert len(set(found)) == 10
+
+
+def test_problems_are_those_of_a_seed_that_evaluation_has_not(symbolic):
+    tokenizer = load_tokenizer(symbolic)
+    ours, again, theirs = (texts(tokenizer, ["needle"], seed=seed, most=2000) for seed in (1, 1, 2))
+    assert calibrate.SEED == 1
+    assert ours == again
+    assert not set(ours) & set(theirs)
+
+
+def test_a_file_of_problems_may_run_out(symbolic):
+    tokenizer, own = load_tokenizer(symbolic), f'jsonl(file="{PROBLEMS / "own.jsonl"}")'
+    count = parse_task(own).num_examples
+    assert len(texts(tokenizer, [own], most=1 << 20)) == count
+    both = texts(tokenizer, [own, "needle(tokens=60)"], most=63 * count + 10_000)
+    assert sum("[FACT]" in text for text in both) == len(both) - count > count
+
+
+def test_tasks_become_a_file_that_fits_the_model(program, symbolic, tmp_path):
+    """Rows longer than --row_tokens are whole: a problem is worth nothing without its answer."""
+    target, tasks = tmp_path / "statistics.safetensors", "needle(tokens=60);copy(tokens=60,length=10)"
+    sizes = ("--tokens=200", "--batch=3", "--row_tokens=16")
+    code, out, err = program(f"--tasks={tasks}", f"--output={target}", f"--config.model={symbolic}", *sizes)
+    assert (code, err) == (0, "")
+    assert out == f"{target}: statistics of 268 tokens of {tasks}\n"
+    statistics = load_statistics(target, tiny_model(layers=1, vocab_size=384).cache_shape)
+    assert float(statistics.layers[0].num_tokens) == statistics.about["tokens"] == 63 + 71 + 63 + 71
+    assert statistics.about["text"] == tasks
+
+
+@pytest.fixture(scope="module")
 def runs():
     """Statistics of the same 100 tokens by batch and row length; all rows are padded to 16 tokens, so few compile."""
     tokens = np.random.default_rng(0).integers(0, 64, 100).astype(np.int32)
@@ -149,7 +208,12 @@ def test_no_rows_and_heads_that_do_not_divide_are_refused():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--output={folder}/new"], "--text=FILE is needed"),
+        (["--output={folder}/new"], "Give --text=FILE or --tasks=NAMES, one of them"),
+        (["--output={folder}/new", "--tasks= ;"], "Give --text=FILE or --tasks=NAMES, one of them"),
+        (["--text={folder}/book.txt", "--tasks=needle", "--output={folder}/new"], "Give --text=FILE or --tasks=NAMES"),
+        (["--tasks=nedle", "--output={folder}/new"], "Unknown task 'nedle'. Did you mean 'needle'?"),
+        (["--tasks=jsonl(file=none.jsonl)", "--output={folder}/new"], "There is no file of problems 'none.jsonl'"),
+        (["--tasks=needle", "--output={folder}/new", "--config.model={folder}/bytes"], "has no token '[FACT]'"),
         (["--text={folder}/book.txt"], "--output=FILE is needed"),
         (["--text={folder}/empty.txt", "--output={folder}/new"], "The text is empty"),
         (["--text={folder}/none.txt", "--output={folder}/new"], "There is no text '{folder}/none.txt'"),
@@ -164,6 +228,8 @@ def test_no_rows_and_heads_that_do_not_divide_are_refused():
 def test_mistakes_are_one_line_and_exit_code_2(program, book, tmp_path, argv, message):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin1.txt").write_bytes("déjà vu\n".encode("latin-1"))
+    if "--config.model={folder}/bytes" in argv:
+        write_checkpoint(tmp_path / "bytes", symbols=())
     code, out, err = program(*(word.replace("{folder}", str(tmp_path)) for word in argv))
     assert (code, out) == (2, "")
     assert message.replace("{folder}", str(tmp_path)) in err

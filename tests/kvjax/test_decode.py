@@ -4,39 +4,19 @@ import json
 
 import pytest
 
-import models
-from kvjax import decode
-from kvjax._program import run
 from kvjax.byte_tokenizer import write_byte_tokenizer
-from tests.tiny import tiny_model
+from tests.decoding_program import run_decode, save_small
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small random model with the byte tokenizer."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    models.save_checkpoint(tiny_model(vocab_size=300), folder)
-    write_byte_tokenizer(folder, vocab_size=300, max_positions=512)
-    return folder
+    return save_small(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture
 def program(checkpoint, capsys):
     """Runs the program; gives exit code, standard output and standard error."""
-
-    def call(*argv):
-        given = ["decode", f"--config.model={checkpoint}", "--config.max_new_tokens=6", "--config.batch=2", *argv]
-        code = run(
-            decode.main,
-            usage=decode.__doc__,
-            default_config="configs/tiny_cpu.py",
-            define_flags=decode.define_flags,
-            argv=given,
-        )
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+    return lambda *argv: run_decode(checkpoint, capsys, *argv)
 
 
 def rows(path):
@@ -186,7 +166,7 @@ def test_mistakes_are_one_line_and_exit_code_2(program, argv, message):
 def test_help_lists_the_flags(program):
     code, out, _ = program("--help")
     assert code == 0
-    for flag in ("--config", "--prompt", "--prompts", "--output", "--report", "--[no]quiet"):
+    for flag in ("--config", "--prompt", "--prompts", "--output", "--report", "--[no]compare_with_full", "--[no]quiet"):
         assert flag in out
 
 
@@ -241,7 +221,7 @@ def test_nothing_left_to_do_still_reports(program, tmp_path):
         (["--config.sampling.seed=-1"], "must be at least 0 and below 2**32"),
         (["--config.system_prompt=Be brief."], "config.system_prompt goes with --config.chat"),
         (["--prompt=\ud800"], "is not Unicode text"),
-        (["--prompt=<|1000|>", "--config.tokenizer={folder}/large"], "the model's vocabulary ends at 299"),
+        (["--prompt=<|1000|>", "--config.tokenizer={folder}/large"], "the model's vocabulary ends at 383"),
     ],
 )
 def test_files_and_values_that_cannot_be(program, tmp_path, argv, message):

@@ -50,12 +50,13 @@ def program(capsys):
     """Decodes with the model in the tree; gives exit code, standard output and standard error."""
 
     def call(*argv):
+        given = ["decode", f"--prompt={PROMPT}", "--config.max_new_tokens=20", "--noconfig.stop_at_end"]
         code = run(
             decode.main,
             usage=decode.__doc__,
             default_config="configs/tiny_cpu.py",
             define_flags=decode.define_flags,
-            argv=["decode", f"--prompt={PROMPT}", "--config.max_new_tokens=20", "--noconfig.stop_at_end", *argv],
+            argv=[*given, "--config.policy=full", "--noconfig.compare_with_full", *argv],
         )
         printed = capsys.readouterr()
         return code, printed.out, printed.err

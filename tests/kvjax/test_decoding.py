@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kvjax
-from kvjax.decoding import compressed_decode
+from kvjax.decoding import compressed_decode, read
 from kvjax.errors import UserError
 from tests.tiny import tiny_config, tiny_model, whole_pass
 
@@ -51,6 +51,32 @@ def test_decoding_equals_one_pass_for_unequal_lengths(rows, chunk):
             assert_close(np.asarray(step)[row, : lengths[row]], expected[row][at : at + lengths[row]])
         seen += lengths
     np.testing.assert_array_equal(cache.num_seen, [len(tokens) for tokens in rows])
+
+
+def test_reading_a_prompt_and_what_comes_then(rows):
+    """Logits after each row's last token; a row without tokens stays empty; without `then` it is `prefill`."""
+    model = tiny_model()
+    starts, counts = np.asarray([10, 7, 16, 0]), np.asarray([3, 6, 1, 0])
+    prompts, then = np.zeros((4, 16), np.int32), np.zeros((4, 6), np.int32)
+    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        prompts[row, :start] = rows[row][:start]
+        then[row, :count] = rows[row][start : start + count]
+
+    def run(then):
+        cache = kvjax.init_cache(model, "full", batch=4, max_tokens=40)
+        lengths = jnp.asarray(starts, jnp.int32)
+        return jax.jit(read)(model, cache, jnp.asarray(prompts), lengths=lengths, then=then)
+
+    logits, cache = run((jnp.asarray(then), jnp.asarray(counts, jnp.int32)))
+    assert logits.shape == (4, 64)
+    np.testing.assert_array_equal(cache.num_seen, starts + counts)
+    for row in range(3):
+        end = starts[row] + counts[row]
+        assert_close(np.asarray(logits)[row], whole_pass(model, rows[row][:end])[-1])
+    plain, cache = run(None)
+    np.testing.assert_array_equal(cache.num_seen, starts)
+    for row in range(3):
+        assert_close(np.asarray(plain)[row], whole_pass(model, rows[row][: starts[row]])[-1])
 
 
 def test_a_prompt_beyond_1024_tokens_equals_shorter_chunks():

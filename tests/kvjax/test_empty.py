@@ -93,3 +93,12 @@ def test_what_cannot_be_made_is_said_in_one_line(policy, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
         empty_cache(SHAPE, policy=parse_policy(policy + EXACT), batch=1, max_tokens=4096)
     assert "\n" not in str(caught.value)
+
+
+def test_parts_of_the_layers_take_what_their_codecs_take():
+    cache = made("int2+key(int8,part=1/2)")
+    bits = [(layer["key_bits"], layer["value_bits"]) for layer in account(cache)["layers"]]
+    (wide, narrow), last = bits[0], len(bits) - 1
+    assert bits[: len(bits) // 2] == [(wide, narrow)] * (len(bits) // 2)
+    assert bits[last] == (narrow, narrow)
+    assert wide == narrow + 6

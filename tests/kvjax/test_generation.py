@@ -1,11 +1,15 @@
 """Generation: stop tokens, unequal prompts, seeds, blocks, one compile, errors."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import kvjax
+from kvjax.accounting import kept_positions
 from kvjax.errors import UserError
 from kvjax.generation import Generator
+from kvjax.grammar import parse_policy
+from kvjax.oracle import oracle_of, with_future
 from kvjax.sampling import Sampling
 from kvjax.token_loop import PADDING, decode_block
 from tests.tiny import tiny_model, whole_pass
@@ -77,7 +81,7 @@ def test_500_tokens_compile_one_block():
     generator = Generator(model, batch=1, max_tokens=520)
     first = generator.generate([[1, 2, 3]], max_new_tokens=500)
     assert len(first[0]) == 500
-    assert sorted(map(str, generator._compiled)) == ["16", "block"]
+    assert sorted(map(str, generator._compiled)) == ["(16, 0)", "block"]
     assert generator.timing.decode_steps == 499
     memory = generator.memory()
     assert memory["aliased_bytes"] >= kvjax.device_bytes(generator.cache.layers)
@@ -89,6 +93,76 @@ def test_500_tokens_compile_one_block():
 def test_padding_never_reaches_the_caller():
     rows = kvjax.generate(tiny_model(), PROMPTS, max_new_tokens=7, stop_tokens=[0, 1, 2, 3])
     assert all(PADDING not in row for row in rows)
+
+
+def test_what_comes_then_makes_no_difference_to_the_full_cache():
+    generator = Generator(tiny_model(), batch=4, max_tokens=40)
+    then = [[20, 21], [22], [23, 24, 25]]
+    whole = [prompt + more for prompt, more in zip(PROMPTS, then, strict=True)]
+    expected = generator.generate(whole, max_new_tokens=12)
+    assert generator.generate(PROMPTS, max_new_tokens=12, then=then) == expected
+    np.testing.assert_array_equal(generator.cache.num_seen, [len(row) + 11 for row in whole] + [0])
+    assert generator.generate(PROMPTS, max_new_tokens=12) != expected
+
+
+def test_what_comes_then_finds_the_prompt_compressed():
+    """As if the question had been decoded behind the prompt, and not as if it had been part of it."""
+    model, random = tiny_model(), np.random.default_rng(0)
+    policy = "turboquant(bits=1)+exact(sinks=2,window=8,round=8)"
+    prompts, then = random.integers(0, 64, (2, 60)).tolist(), random.integers(0, 64, (2, 3)).tolist()
+    cache = kvjax.init_cache(model, policy, batch=2, max_tokens=96)
+    _, cache = kvjax.prefill(model, cache, jnp.asarray(prompts))
+    logits, cache = kvjax.compressed_decode(model, cache, jnp.asarray(then))
+    expected = []
+    for _ in range(10):
+        expected.append(jnp.argmax(logits[:, -1], axis=-1))
+        logits, cache = kvjax.compressed_decode(model, cache, expected[-1][:, None])
+    generator = Generator(model, policy=policy, batch=2, max_tokens=96)
+    found = generator.generate(prompts, max_new_tokens=10, then=then)
+    assert found == np.stack(expected, axis=1).tolist()
+    whole = [prompt + more for prompt, more in zip(prompts, then, strict=True)]
+    assert generator.generate(whole, max_new_tokens=10) != found
+
+
+def test_questions_compile_once_a_bucket_of_lengths():
+    generator = Generator(tiny_model(), batch=1, max_tokens=64)
+    for count in (1, 16, 17):
+        generator.generate([[1, 2]], max_new_tokens=2, then=[[3] * count])
+    generator.generate([[1, 2]], max_new_tokens=2)
+    assert sorted(map(str, generator._compiled)) == ["(16, 0)", "(16, 16)", "(16, 32)", "block"]
+
+
+def test_the_empty_cache_may_be_prepared():
+    """Whoever prepares it is given an empty one for the whole batch; what comes back is used."""
+    frame, given = "(budget=18)+exact(sinks=2,window=8,round=8)", []
+    policy = oracle_of(parse_policy(f"streaming{frame}"), text=f"oracle{frame}")
+    future = np.zeros((2, 4, 2, 64), np.float32)
+    future[..., 10:18] = 1.0
+
+    def prepare(cache):
+        given.append(cache.num_seen.tolist())
+        return with_future(cache, [jnp.asarray(future) for _ in cache.layers])
+
+    generator = Generator(tiny_model(), policy=policy, batch=2, max_tokens=64)
+    generator.generate([[1] * 50], max_new_tokens=4, prepare=prepare)
+    assert given == [[0, 0]]
+    for layer in kept_positions(generator.cache):
+        for head in layer:
+            assert set(range(10, 18)) <= set(head.tolist())
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ([[1], []], "Every row needs at least one token in `then`"),
+        ([[1], [2] * 29], "Prompt 1 has 30 tokens; with max_new_tokens=4 it needs max_tokens of at least 33"),
+        ([[1], [64]], "Prompt 1 has the token 64, and the model's vocabulary ends at 63"),
+    ],
+)
+def test_refusals_of_what_comes_then(then, message):
+    generator = Generator(tiny_model(), batch=2, max_tokens=32)
+    with pytest.raises(UserError, match=message):
+        next(generator.stream([[1], [2]], max_new_tokens=4, then=then))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ def test_strings_and_policies_are_taken():
         "streaming+prompt(2048)+protect(values=0.01)+edges(1)",
         "triattention(budget=512,mode=union)+kivi+prompt(inside)",
         "tova+layers(512,256,256,128)+exact(window=64)",
+        "int2+int4(part=1/2)",
+        "key(int8,part=1/2)+key(turboquant,bits=3,part=2/2)+value(int4)+edges(1)",
     ],
 )
 def test_the_text_of_a_policy_reads_back_as_the_same_policy(text):
@@ -55,6 +57,17 @@ def test_the_exact_segment_is_the_codecs_own_unless_the_policy_says_otherwise():
     assert parse_policy("kivi").exact == ExactSizes(sinks=0, window=0, round=128)
     assert parse_policy("oscar").exact == ExactSizes(sinks=64, window=256, round=128)
     assert parse_policy("kivi+exact(window=64)").exact == ExactSizes(sinks=0, window=64, round=128)
+
+
+def test_parts_of_the_layers_have_codecs_of_their_own():
+    """A term without a part has the parts that no other term names."""
+    policy = parse_policy("int2+key(int8,part=1/3)+int4(part=3/3)")
+    int8, int4, int2 = map(parse_policy, ("int8", "int4", "int2"))
+    assert policy.parts[0] == (int8.keys, int2.keys, int4.keys)
+    assert policy.parts[1] == (int2.values, int2.values, int4.values)
+    assert (policy.keys, policy.values) == (int8.keys, int2.values)
+    assert parse_policy("int4+value(int2,part=1/2)").parts[0] == ()
+    assert parse_policy("int8(part=1/1)").keys == int8.keys
 
 
 def test_lists_of_policies_split_outside_parentheses():
@@ -92,6 +105,12 @@ def test_lists_of_policies_split_outside_parentheses():
         ("full(bits=2)", "full takes no arguments"),
         ("int4(rotation=dense", "is no term of a policy"),
         ("int\n9", "'int 9' is no term of a policy"),
+        ("int8(part=1/2)", "leaves part 2/2 of the layers open; add a codec without part"),
+        ("int8+int4(part=1/2)+int2(part=1/2)", "two codecs for keys"),
+        ("int8+int4(part=1/2)+int2(part=3/3)", "parts by 2 and by 3; use one number"),
+        ("int8+int4(part=3/2)", "part is '3/2'; it says which of how many equal parts"),
+        ("int8+int4(part=0.5)", "part is '0.5'; it says which of how many equal parts"),
+        ("key(kivi,part=1/2)+int8+exact(round=40)", r"exact\(round\) is 40; .* multiple of 32"),
         ("lowrank", "either rank=R or energy=SHARE"),
         ("lowrank(energy=2)", r"lowrank\(energy\) is 2.0; it must be at least 0.01 and at most 1.0"),
         ("think(ratio=1)", r"think\(ratio\) is 1.0; it must be at least 0.0 and below 1.0"),

@@ -38,6 +38,20 @@ def test_edges_stay_uncompressed():
         parse_policy("int4+edges(2)").codecs(0, 4)
 
 
+def test_parts_are_of_the_layers_between_the_edges():
+    policy = parse_policy("int2+int4(part=1/2)+edges(1)")
+    four, two, full = (parse_policy(text).codecs(0, 1) for text in ("int4", "int2", "full"))
+    assert [policy.codecs(layer, 7) for layer in range(7)] == [full, four, four, four, two, two, full]
+    assert [policy.codecs(layer, 4) for layer in range(4)] == [full, four, two, full]
+    with pytest.raises(UserError, match="parts layers by 2, and the model has 1 to compress"):
+        policy.codecs(1, 3)
+
+
+def test_groups_of_tokens_suit_the_codecs_of_all_parts():
+    policy = parse_policy("snapkv(budget=100)+int4+key(kivi,part=2/2)+exact(sinks=4,window=28,round=32)")
+    assert [policy.plan(layer, shape=SHAPE, max_tokens=1000).unit for layer in (0, SHAPE.num_layers - 1)] == [32, 32]
+
+
 def test_the_body_holds_what_the_exact_segment_cannot():
     policy = parse_policy("int4+exact(sinks=4,window=16,round=8)")
     assert [policy.body_slots(tokens) for tokens in (1, 28, 29, 36, 37)] == [0, 0, 8, 8, 16]

@@ -13,7 +13,7 @@ def letters(rng, count):
 
 
 def test_symbols_are_markers_and_a_hundred_numbers():
-    assert len(SYMBOLS) == len(set(SYMBOLS)) == len(MARKERS) + NUM_SYMBOLS == 116
+    assert len(SYMBOLS) == len(set(SYMBOLS)) == len(MARKERS) + NUM_SYMBOLS == 115
     assert SYMBOLS[0] == "[FACT]"
     assert SYMBOLS[len(MARKERS) :][7] == symbol(7) == "<7>"
 
@@ -41,7 +41,7 @@ def test_keys_differ_and_are_no_digits():
         ("<100>", 5),  # no symbol
         ("[FAC]", 5),
         ("[fact]", 6),
-        ("<a[IN]<", 4),
+        ("<a[ANS]<", 4),
     ],
 )
 def test_a_symbol_counts_as_one_token_and_so_does_any_other_character(text, count):
@@ -56,21 +56,23 @@ def test_each_symbol_is_one_token():
 @pytest.mark.parametrize("num_filler", [0, 1, 50])
 def test_scattered_pieces_come_in_order_and_the_filler_is_whole(num_filler):
     for seed in range(20):
-        text = scatter(["[IN]", "[EX]", "[END]"], num_filler, np.random.default_rng(seed), letters)
-        assert text.index("[IN]") < text.index("[EX]") < text.index("[END]")
-        assert text.replace("[IN]", "").replace("[EX]", "").replace("[END]", "") == letters(None, num_filler)
+        text = scatter(["[ANS]", "[EX]", "[END]"], num_filler, np.random.default_rng(seed), letters)
+        assert text.index("[ANS]") < text.index("[EX]") < text.index("[END]")
+        assert text.replace("[ANS]", "").replace("[EX]", "").replace("[END]", "") == letters(None, num_filler)
 
 
 def test_a_piece_lies_where_its_depth_says_whatever_the_others_do():
     for depth, before in [(0.0, 0), (0.1, 5), (0.5, 25), (1.0, 50)]:
         for seed in range(10):
-            text = scatter(["[IN]", "[EX]", "[END]"], 50, np.random.default_rng(seed), letters, depths={1: depth})
-            start = text.split("[EX]")[0].replace("[IN]", "").replace("[END]", "")
+            text = scatter(["[ANS]", "[EX]", "[END]"], 50, np.random.default_rng(seed), letters, depths={1: depth})
+            start = text.split("[EX]")[0].replace("[ANS]", "").replace("[END]", "")
             assert start == letters(None, before)
 
 
 def test_pieces_lie_anywhere():
-    places = [len(scatter(["[IN]"], 100, np.random.default_rng(seed), letters).split("[IN]")[0]) for seed in range(60)]
+    places = [
+        len(scatter(["[ANS]"], 100, np.random.default_rng(seed), letters).split("[ANS]")[0]) for seed in range(60)
+    ]
     assert min(places) < 10
     assert max(places) > 90
 

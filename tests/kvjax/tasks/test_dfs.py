@@ -12,7 +12,7 @@ from tests.puzzles import asked, check_answers, said, some_examples, statements
 #      20  60
 #     30 40
 CONTEXT = "[NODE]<40>Max[NODE]<20><30><40> left[NODE]<60>[NODE]<50><20><60> the gate.[NODE]<30>"
-ANSWER = "[IN]<50>[IN]<20>[IN]<30>[EX]<30>[IN]<40>[EX]<40>[EX]<20>[IN]<60>[EX]<60>[EX]<50>[END]"
+ANSWER = "<20><30>[EX]<20><40>[EX]<20>[EX]<50><60>[EX]<50>[END]"
 EXAMPLE = Example(context=CONTEXT, question="[DFS]<50>", answer=ANSWER)
 
 
@@ -23,13 +23,15 @@ def tree_of(context):
 def answer_of(context, question):
     tree = tree_of(context)
     (root,) = asked(question, "[DFS]")
-    steps, stack = [], [("[IN]", root)]
-    while stack:
-        step, node = stack.pop()
-        steps += [step, node]
-        if step == "[IN]":
-            stack += [("[EX]", node), *(("[IN]", child) for child in reversed(tree[node]))]
-    return said(steps)
+    left, path, steps = {node: list(children) for node, children in tree.items()}, [root], []
+    while path:
+        if left[path[-1]]:
+            path.append(left[path[-1]].pop(0))
+            steps.append(path[-1])
+        else:
+            path.pop()
+            steps += ["[EX]", *path[-1:]]
+    return said(steps[:-1])  # nothing is above the root
 
 
 def test_the_walk_is_the_answer():
@@ -39,15 +41,16 @@ def test_the_walk_is_the_answer():
 def test_only_the_whole_trace_scores():
     assert Dfs().score(ANSWER, EXAMPLE) == 1.0
     wrong = [
-        *("", ANSWER.removesuffix("[END]"), ANSWER.replace("[EX]<60>", "")),
+        *("", ANSWER.removesuffix("[END]"), ANSWER.replace("<60>[EX]<50>", "")),
         ANSWER.replace("<30>", "<35>"),
-        "[IN]<50>[IN]<60>[EX]<60>[IN]<20>[IN]<30>[EX]<30>[IN]<40>[EX]<40>[EX]<20>[EX]<50>[END]",  # the right one first
+        "<60>[EX]<50><20><30>[EX]<20><40>[EX]<20>[EX]<50>[END]",  # the right one first
+        "<50>" + ANSWER,
     ]
     assert [Dfs().score(answer, EXAMPLE) for answer in wrong] == [0.0] * len(wrong)
 
 
 def test_the_search_from_below_the_root_stays_below():
-    assert trace(tree_of(CONTEXT), 20) == ["[IN]", 20, "[IN]", 30, "[EX]", 30, "[IN]", 40, "[EX]", 40, "[EX]", 20]
+    assert trace(tree_of(CONTEXT), 20) == [30, "[EX]", 20, 40, "[EX]", 20]
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 14, 90])

@@ -42,8 +42,8 @@ def test_other_text_lies_between_the_facts_and_the_question(distance):
     [
         ({"facts": 0}, r"dormant\(facts\) is 0; it must be at least 1 and at most 32"),
         ({"facts": 33}, r"dormant\(facts\) is 33"),
-        ({"distance": -1}, r"dormant\(distance\) is -1; it must be at least 0 and below tokens=640"),
-        ({"distance": 640}, r"dormant\(distance\) is 640; it must be at least 0 and below tokens=640"),
+        ({"tokens": 640, "distance": -1}, r"dormant\(distance\) is -1; it must be at least 0 and below tokens=640"),
+        ({"tokens": 640, "distance": 640}, r"dormant\(distance\) is 640; it must be at least 0 and below tokens=640"),
     ],
 )
 def test_refusals(arguments, message):

@@ -42,11 +42,18 @@ def test_further_questions_are_about_the_same_numbers():
     check_answers([example], answer_of)
 
 
+@pytest.mark.parametrize("largest", [1, 9])
+def test_numbers_go_up_to_the_largest(largest):
+    examples = some_examples(Sums(largest=largest))
+    assert {digit for one in examples for _, digit in statements(one.context, "[NUM]")} == set(range(largest + 1))
+    check_answers(examples, answer_of)
+
+
 def test_numbers_and_terms_are_as_many_as_asked_for():
     for example in some_examples(Sums(numbers=9, terms=9)):
         numbers = statements(example.context, "[NUM]")
         assert len(numbers) == 9
-        assert all(digit < 10 <= name for name, digit in numbers)
+        assert all(digit <= 4 and name >= 10 for name, digit in numbers)
         assert set(asked(example.question, "[SUM]", end="[ANS]")) == {name for name, _ in numbers}
         assert example.facts == {"terms": 9}
 
@@ -56,6 +63,8 @@ def test_numbers_and_terms_are_as_many_as_asked_for():
     [
         ({"numbers": 0}, r"sums\(numbers\) is 0; it must be at least 1 and at most 90"),
         ({"numbers": 91}, r"sums\(numbers\) is 91"),
+        ({"largest": 0}, r"sums\(largest\) is 0; it must be at least 1 and at most 9"),
+        ({"largest": 10}, r"sums\(largest\) is 10"),
         ({"terms": 0}, r"sums\(terms\) is 0; it must be at least 1 and at most 24"),
         ({"numbers": 5, "terms": 6}, r"sums\(terms\) is 6; it must be at least 1 and at most 5"),
     ],
