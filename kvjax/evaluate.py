@@ -44,6 +44,7 @@ from kvjax.evaluation import QUESTIONS, Cell, Evaluator, make_cell
 from kvjax.folder import find_checkpoint
 from kvjax.material import check_symbols, material_for
 from kvjax.pictures import draw_pictures, read_trace, write_trace
+from kvjax.policy import Policy
 from kvjax.progress import Progress
 from kvjax.report import check_target, new_report, write_json, write_text
 from kvjax.results import markdown_tables, terminal_tables
