@@ -3,11 +3,16 @@
     python -m kvjax.evaluate
     python -m kvjax.evaluate --tasks='needle;dfs(nodes=24)' --policies='triattention(budget=64)+int4' --output=build/run
     python -m kvjax.evaluate --tasks='ppl(file=book.txt)' --policies='int8;turboquant(bits=4);kivi(bits=2)'
+    python -m kvjax.evaluate --tasks=ppl --policies='SELECTIONS(budget=256)+CODECS' --output=build/all
     python -m kvjax.evaluate --config=configs/qwen3_tpu.py --tasks='gsm8k;niah(tokens=8000)' --policies=...
 
 Every policy sees the same examples. `full` always runs, and beside each policy that evicts, at its budget: `random`,
 `streaming`, and an oracle that knows which tokens will be attended to. Where `full` solves less than 95 % of a task, or
 the oracle less than 90 % of what `full` does, the table says that the others say nothing about methods.
+
+SELECTIONS and CODECS stand for every selection and every codec: each combination that can be is run, the others are
+listed with the reason. `compilations` of a row says how often its decode step was compiled: once, or not at all where
+an earlier row had the same shapes.
 
 --output names a folder: report.json, table.md, every answer (answers/), and pictures. Started again with the same
 settings, the program goes on where it stopped; more tasks or policies are added to what is there. `python -m
@@ -28,14 +33,15 @@ from absl import flags
 from rich.console import Console
 
 from kvjax._program import Settings, run
+from kvjax.combinations import Combinations
 from kvjax.companions import with_companions
+from kvjax.compilations import compilations
 from kvjax.concentration import concentration
 from kvjax.decoder import load_configured, read_statistics
 from kvjax.empty import fit_policy
 from kvjax.errors import UserError, check_between, unknown
 from kvjax.evaluation import QUESTIONS, Cell, Evaluator, make_cell
 from kvjax.folder import find_checkpoint
-from kvjax.grammar import parse_policy, split_policies
 from kvjax.material import check_symbols, material_for
 from kvjax.pictures import draw_pictures, read_trace, write_trace
 from kvjax.policy import Policy
@@ -51,6 +57,9 @@ from models.transformer import Transformer
 
 _SETTLED = ("examples", "seed", "batch")
 """Flags that decide the numbers; tasks, regimes and policies may be added to."""
+
+_DECODING = "compressed_decode", "run_steps", "decode_block"
+"""Compiled functions that run the decode step."""
 
 _LONGEST_NAME = 160  # of a file of answers, before its ending
 
@@ -111,11 +120,11 @@ class Folder:
         return json.loads(path.read_text(encoding="utf-8").splitlines()[0])["output"] if path.exists() else ""
 
     def finish(self, rows: list[dict[str, Any]], *, command: str) -> None:
-        """Writes the tables."""
+        """Writes the tables, and what was refused."""
         if self.path is not None:
             report = self.report
             head = f"`{command}`, {report['date'][:10]}, commit {report['commit']}, {report['device']['kind']}."
-            write_text(self.path / "table.md", f"{head}\n\n{markdown_tables(rows)}")
+            write_text(self.path / "table.md", f"{head}\n\n{markdown_tables(rows, report['refused'])}")
 
 
 def _rows_of(path: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -155,14 +164,15 @@ def cells(
             yield make_cell(task, question, tokenizer=tokenizer, material=material, num_examples=count, seed=seed)
 
 
-def evaluate(settings: Settings, tasks: list[Task], policies: list[Policy], report: dict[str, Any]) -> Folder:
-    """Runs what is not there yet; returns the folder with the rows."""
+def evaluate(settings: Settings, tasks: list[Task], asked: Combinations, report: dict[str, Any]) -> Folder:
+    """Runs what is not there yet, of what this model can have; returns the folder with the rows."""
     config, values = settings.config, settings.flags
     tokenizer, model = load_configured(config, quiet=values["quiet"].value)
     checkpoint = find_checkpoint(config.model)
     statistics = read_statistics(config.statistics, checkpoint, model)
-    for policy in policies:  # a policy that this model cannot have ends the run before it has begun
-        fit_policy(model.cache_shape, policy, model.placement, statistics)
+    # A policy that this model cannot have ends the run before it has begun.
+    asked.check(lambda policy: fit_policy(model.cache_shape, policy, model.placement, statistics))
+    policies, report["refused"] = asked.policies, asked.refused
     for task in tasks:
         check_symbols(task, tokenizer)
     report["settings"]["weights"] = fingerprint(checkpoint)
@@ -177,7 +187,9 @@ def evaluate(settings: Settings, tasks: list[Task], policies: list[Policy], repo
             for policy in policies:
                 if folder.row(cell.task.name, cell.question, str(policy)) is None:
                     since = time.monotonic()
-                    row, outputs = evaluator.evaluate(cell, policy)
+                    with compilations() as counts:
+                        row, outputs = evaluator.evaluate(cell, policy)
+                    row["compilations"] = max(counts[name] for name in _DECODING)
                     folder.add({**row, "seconds": time.monotonic() - since}, outputs)
                 progress.advance(1)
     if folder.path is not None and values["pictures"].value:
@@ -228,16 +240,17 @@ def main(settings: Settings) -> int:
     tasks = list({task.name: task for task in map(parse_task, split_tasks(values["tasks"].value))}.values())
     if not tasks:
         raise UserError("--tasks names no task; see --help.")
-    policies = with_companions([parse_policy(text) for text in split_policies(values["policies"].value)])
+    asked = Combinations(values["policies"].value)
+    asked.policies = with_companions(asked.policies)
     report = new_report("kvjax.evaluate", config=settings.config.to_dict(), policy=values["policies"].value)
     shown = {"model": settings.config.model, "dtype": settings.config.dtype, "chat": settings.config.chat}
     report["settings"] = {**shown, "statistics": settings.config.statistics}
     report["settings"] |= {name: values[name].value for name in _SETTLED}
-    folder = evaluate(settings, tasks, policies, report)
+    folder = evaluate(settings, tasks, asked, report)
     names = [(task.name, question) for task in tasks for question in values["questions"].value]
-    rows = [row for task, place in names for policy in policies if (row := folder.row(task, place, str(policy)))]
+    rows = [row for task, place in names for policy in asked.policies if (row := folder.row(task, place, str(policy)))]
     console = Console(width=None if sys.stdout.isatty() else 200)
-    for table in terminal_tables(rows):
+    for table in terminal_tables(rows, asked.refused):
         console.print(table)
     if report["concentration"]:
         console.print(report["concentration"]["summary"])

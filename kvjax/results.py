@@ -1,7 +1,8 @@
 """Tables of policies on tasks: intervals, cells that say nothing about methods, and text for a terminal or a README."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import stats
 from kvjax.companions import frame_of, oracle_at
 from kvjax.grammar import parse_policy
 
+_REFUSED = "Refused"
 _LEAST_FULL = 0.95
 _LEAST_ORACLE = 0.9  # of full
 
@@ -35,6 +37,7 @@ TEXT_COLUMNS = {
     "KL p99.9": "kl_p999",
     "top-1": "top1_agreement",
     "tokens/s": "tokens_per_second",
+    "compilations": "compilations",
 }
 _FORMS = {
     "policy": "{}",
@@ -51,6 +54,7 @@ _FORMS = {
     "kl_p999": "{:.3f}",
     "top1_agreement": "{:.2%}",
     "tokens_per_second": "{:,.0f}",
+    "compilations": "{}",
 }
 
 
@@ -107,8 +111,8 @@ def _text(row: dict[str, Any], name: str) -> str:
     return _FORMS[name].format(row[name]) if row.get(name) is not None else "-"
 
 
-def terminal_tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """The tables for a terminal."""
+def terminal_tables(rows: list[dict[str, Any]], refused: Mapping[str, str] = MappingProxyType({})) -> list[Table]:
+    """The tables for a terminal, and that of refused combinations with the reasons."""
     found = []
     for title, columns, cells in tables(rows):
         table = Table(title=title, title_justify="left")
@@ -117,14 +121,22 @@ def terminal_tables(rows: list[dict[str, Any]]) -> list[Table]:
         for row in cells:
             table.add_row(*row)
         found.append(table)
+    if refused:
+        table = Table("policy", "why", title=_REFUSED, title_justify="left")
+        for policy, reason in refused.items():
+            table.add_row(policy, reason)
+        found.append(table)
     return found
 
 
-def markdown_tables(rows: list[dict[str, Any]]) -> str:
-    """The tables for a page."""
+def markdown_tables(rows: list[dict[str, Any]], refused: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The tables for a page, and that of refused combinations with the reasons."""
     blocks = []
     for title, columns, cells in tables(rows):
         lines = [f"### {title}", "", f"| {' | '.join(columns)} |", f"| {' | '.join(['---'] * len(columns))} |"]
         lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in cells]
         blocks.append("\n".join(lines))
+    if refused:
+        lines = [f"### {_REFUSED}", "", "| policy | why |", "| --- | --- |"]
+        blocks.append("\n".join([*lines, *(f"| `{policy}` | {reason} |" for policy, reason in refused.items())]))
     return "\n\n".join(blocks) + "\n"

@@ -115,6 +115,8 @@ MAY_IMPORT = {
     "kvjax.token_loop": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling"},
     "kvjax.generation": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling", "kvjax.token_loop"},
     "kvjax.accounting": FOUNDATION | STATE,
+    "kvjax.combinations": {"kvjax.codec", "kvjax.errors", "kvjax.grammar", "kvjax.policy", "kvjax.selection"},
+    "kvjax.compilations": set(),
     "kvjax.forcing": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.token_loop"},
     "kvjax.foresight": FOUNDATION | {"kvjax._kernels", "kvjax.causal"},
     "kvjax.oracle": FOUNDATION | {"kvjax.cache", "kvjax.foresight", "kvjax.policy", "kvjax.selection"},
