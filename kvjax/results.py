@@ -37,7 +37,6 @@ TEXT_COLUMNS = {
     "KL p99.9": "kl_p999",
     "top-1": "top1_agreement",
     "tokens/s": "tokens_per_second",
-    "compilations": "compilations",
 }
 _FORMS = {
     "policy": "{}",
@@ -54,7 +53,6 @@ _FORMS = {
     "kl_p999": "{:.3f}",
     "top1_agreement": "{:.2%}",
     "tokens_per_second": "{:,.0f}",
-    "compilations": "{}",
 }
 
 

@@ -125,7 +125,7 @@ def test_numbers_are_rounded_for_people():
     task = tables([row("full", 0.95, tokens_per_second=12345.6)])[0][2]
     assert task == [["full", "5.68", "95.0%", "90.0% to 100.0%", "50.0%", "0.01235", "12,346", ""]]
     (text,) = tables([row("int8", task="ppl")])[0][2]
-    assert text == ["int8", "4.500", "8.250", "5.68", "7.6543", "+1.235%", "0.01235", "1.235", "98.76%", "-", "-"]
+    assert text == ["int8", "4.500", "8.250", "5.68", "7.6543", "+1.235%", "0.01235", "1.235", "98.76%", "-"]
 
 
 def test_markdown_has_a_heading_and_a_table_each():
