@@ -149,11 +149,11 @@ def test_answers_are_kept_beside_what_was_expected(found, tokenizer):
 
 def test_answers_are_those_of_passes_over_everything(found, tokenizer):
     cell = cell_of(tokenizer, COPY)
+    stops = {*tokenizer.encode("[END]", add_special_tokens=False), *tokenizer.stop_tokens}
     tokens = list(cell.prompts[4])  # alone in the last batch
-    for _ in range(6):
+    while len(tokens) < 90 + cell.task.new_tokens and not stops & set(tokens[90:]):
         tokens.append(int(whole_pass(model(), tokens)[-1].argmax()))
-    ours = tokenizer.encode(found["inside"]["full"][1][4]["output"], add_special_tokens=False)
-    assert ours[:6] == tokens[90:][: len(ours)]
+    assert found["inside"]["full"][1][4]["output"] == tokenizer.decode(tokens[90:])
 
 
 @pytest.mark.parametrize("place", ["inside", "after"])
@@ -220,7 +220,7 @@ def test_codecs_are_compared_along_the_text(of_text):
     (full, _), (coded, outputs) = rows.values()
     assert coded["kl_mean"] > 1e-3
     assert coded["perplexity"] == pytest.approx(full["perplexity"] * (1 + coded["perplexity_change"]), rel=1e-6)
-    assert coded["key_bits"] < 2
+    assert coded["key_bits"] == 2  # one a number, and a scale for 16 of them
     assert full["key_bits"] == 32
     assert outputs == []
 
