@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -12,7 +13,6 @@ from kvjax.errors import UserError
 from kvjax.evaluation import Evaluator, make_cell
 from kvjax.grammar import parse_policy
 from kvjax.material import material_for
-from kvjax.policy import Policy
 from kvjax.symbols import SYMBOLS
 from kvjax.task_grammar import parse_task
 from kvjax.text import load_tokenizer
@@ -20,10 +20,19 @@ from tests.contract.tasks import PROBLEMS
 from tests.tiny import SYMBOL_VOCABULARY, sharp_model, whole_pass
 
 model = functools.partial(sharp_model, vocab_size=SYMBOL_VOCABULARY)
-POLICY = "h2o(budget=34)+exact(sinks=2,window=8,round=8)"
+POLICY = "streaming(budget=34)+exact(sinks=2,window=8,round=8)"
 COPY = "copy(tokens=90,length=24)"
 OWN = f'jsonl(file="{PROBLEMS / "own.jsonl"}")'
 TEXT = "ppl(tokens=50,scored=30,file=LICENSE,held_out=1.0)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Many functions that run a few times on little: they compile in two thirds of the time, and are let go after."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 def tokenizer_with(folder, symbols):
@@ -119,12 +128,14 @@ def run(tokenizer, cell, policies, *, batch=4, speed=False):
     return {str(policy): evaluator.evaluate(cell, policy) for policy in policies}
 
 
+FULL, RANDOM, STREAMING, ORACLE = with_companions([parse_policy(POLICY)])
+
+
 @pytest.fixture(scope="module")
 def found(tokenizer):
-    """A policy, its companions and full on five examples, four at a time, in both regimes, by place."""
-    policies = with_companions([parse_policy(POLICY)])
-    places = ("inside", "after")
-    return {place: run(tokenizer, cell_of(tokenizer, COPY, place), policies) for place in places}
+    """Policies on five examples, four at a time, in both regimes, by place."""
+    asked = {"inside": [FULL, RANDOM, STREAMING, ORACLE], "after": [FULL, STREAMING, ORACLE]}
+    return {place: run(tokenizer, cell_of(tokenizer, COPY, place), policies) for place, policies in asked.items()}
 
 
 @pytest.mark.parametrize("place", ["inside", "after"])
@@ -149,57 +160,55 @@ def test_answers_are_kept_beside_what_was_expected(found, tokenizer):
 
 def test_answers_are_those_of_passes_over_everything(found, tokenizer):
     cell = cell_of(tokenizer, COPY)
-    stops = {*tokenizer.encode("[END]", add_special_tokens=False), *tokenizer.stop_tokens}
     tokens = list(cell.prompts[4])  # alone in the last batch
-    while len(tokens) < 90 + cell.task.new_tokens and not stops & set(tokens[90:]):
+    stops = {*tokenizer.encode("[END]", add_special_tokens=False), *tokenizer.stop_tokens}
+    while len(tokens) < 90 + 25 and tokens[-1] not in stops:
         tokens.append(int(whole_pass(model(), tokens)[-1].argmax()))
     assert found["inside"]["full"][1][4]["output"] == tokenizer.decode(tokens[90:])
 
 
 @pytest.mark.parametrize("place", ["inside", "after"])
 def test_a_smaller_cache_moves_distributions_and_the_oracle_moves_them_least(found, place):
-    rows = {name.split("(")[0]: row for name, (row, _) in found[place].items()}
-    assert list(rows) == ["full", "random", "streaming", "oracle", "h2o"]
-    for name in ("random", "streaming", "oracle", "h2o"):
-        assert rows[name]["kl_mean"] > 1e-3
-        assert rows[name]["top1_agreement"] < 1.0
-        assert rows[name]["evicted"] > 0
-        assert rows[name]["tokens"] == rows["full"]["tokens"]  # all are led along the same answers
-        assert rows[name]["ratio_to_dtype"] > 2
-    assert rows["oracle"]["kl_mean"] < min(rows[name]["kl_mean"] for name in ("random", "streaming"))
+    full, *others = [row for row, _ in found[place].values()]
+    for row in others:
+        assert row["kl_mean"] > 1e-3
+        assert row["top1_agreement"] < 1.0
+        assert row["evicted"] > 0
+        assert row["tokens"] == full["tokens"]  # all are led along the same answers
+        assert row["ratio_to_dtype"] > 2
+    *blind, oracle = [row["kl_mean"] for row in others]
+    assert oracle < min(blind)
 
 
 def test_companions_have_the_same_bytes(found):
-    rows = {name.split("(")[0]: row for name, (row, _) in found["inside"].items()}
+    rows = [found["inside"][str(policy)][0] for policy in (RANDOM, STREAMING, ORACLE)]
     for name in ("cache_bytes", "device_bytes", "ratio_to_dtype", "full_cache_bytes"):
-        assert rows["oracle"][name] == rows["random"][name] == rows["streaming"][name]
+        assert len({row[name] for row in rows}) == 1, name
 
 
 def test_a_partial_last_batch_counts_each_example_once(found, tokenizer):
-    """Five at a time give what four and one gave, and what one at a time give."""
-    cell, policies = cell_of(tokenizer, COPY), [Policy(), parse_policy(POLICY)]
-    whole, single = (run(tokenizer, cell, policies, batch=batch) for batch in (5, 1))
-    for policy in map(str, policies):
+    """Five at a time give what four and one gave."""
+    whole = run(tokenizer, cell_of(tokenizer, COPY), [FULL, ORACLE], batch=5)
+    for policy, (theirs, expected) in whole.items():
         ours, outputs = found["inside"][policy]
-        for theirs, expected in (whole[policy], single[policy]):
-            assert outputs == expected
-            for name in ("tokens", "scores", "accuracy", "agreement", "examples"):
-                assert ours[name] == theirs[name]
-            for name in ("kl_mean", "perplexity", "perplexity_change", "top1_agreement"):
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+        assert outputs == expected
+        for name in ("tokens", "scores", "accuracy", "agreement", "examples"):
+            assert ours[name] == theirs[name]
+        for name in ("kl_mean", "perplexity", "perplexity_change", "top1_agreement"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 
 def test_the_same_numbers_come_twice_whatever_was_asked_first(found, tokenizer):
     """A policy that is evaluated alone has full's answers to be compared with all the same."""
-    again = run(tokenizer, cell_of(tokenizer, COPY), [parse_policy(POLICY)])
-    assert again[POLICY] == found["inside"][POLICY]
+    again = run(tokenizer, cell_of(tokenizer, COPY), [ORACLE])
+    assert again[str(ORACLE)] == found["inside"][str(ORACLE)]
 
 
 @pytest.fixture(scope="module")
 def of_text(tokenizer):
     """Three pieces of text, two at a time."""
     cell = cell_of(tokenizer, TEXT, count=3)
-    policies = [Policy(), parse_policy("turboquant(bits=1)+exact(sinks=2,window=8,round=8)")]
+    policies = [FULL, parse_policy("turboquant(bits=1)+exact(sinks=2,window=8,round=8)")]
     return cell, run(tokenizer, cell, policies, batch=2, speed=True)
 
 
@@ -220,7 +229,7 @@ def test_codecs_are_compared_along_the_text(of_text):
     (full, _), (coded, outputs) = rows.values()
     assert coded["kl_mean"] > 1e-3
     assert coded["perplexity"] == pytest.approx(full["perplexity"] * (1 + coded["perplexity_change"]), rel=1e-6)
-    assert coded["key_bits"] == 2  # one a number, and a scale for 16 of them
+    assert coded["key_bits"] == 1 + 16 / 16  # and the length of each key
     assert full["key_bits"] == 32
     assert outputs == []
 
