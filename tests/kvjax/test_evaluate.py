@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -31,6 +32,15 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder)
     return folder
+
+
+@pytest.fixture
+def quick_compilation():
+    """Many functions that run a few times on little: they compile in two thirds of the time, and are let go after."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture
@@ -62,10 +72,11 @@ def without_seconds(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_report_table_and_answers_of_a_run(program, tmp_path):
     """Full and the companions beside what was asked for, answers and a text, speeds and pictures."""
     folder = tmp_path / "new" / "run"
-    asked = f"h2o(budget=34)+{EXACT}"
+    asked = f"knorm(budget=34)+{EXACT}"
     code, out, err = program(f"--tasks={COPY};{TEXT}", f"--policies={asked}", f"--output={folder}", *SIZES)
     assert (code, err) == (0, "")
     report = json.loads((folder / "report.json").read_text())
@@ -124,6 +135,7 @@ def evaluated(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_an_interrupted_run_goes_on_where_it_stopped(program, tmp_path, evaluated):
     """Done in two runs, it leaves what one leaves; done once more, it does nothing; a policy more is added."""
     calls, stop = evaluated
@@ -163,6 +175,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(program, tmp_path, evaluate
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_both_places_of_the_question_and_nothing_written_without_output(program, tmp_path, monkeypatch, evaluated):
     monkeypatch.chdir(tmp_path)
     policies = f"--policies=streaming(budget=26)+{EXACT}"
