@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
@@ -15,6 +16,8 @@ from ml_collections import ConfigDict
 from kvjax.errors import UserError
 from models.checkpoint import parameter_tree, with_parameters
 from models.transformer import Transformer
+
+_UPDATE_RMS = 0.2  # of AdamW's updates, as measured there
 
 
 class TrainState(NamedTuple):
@@ -57,16 +60,35 @@ def right_tokens(model: Transformer, rows: Int[Array, "B T"]) -> jax.Array:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW with clipping, to be scaled by a learning rate; only matrices decay."""
+    """Muon for the layers' matrices, Adam for all else, after clipping; updates are for a learning rate of 1.
 
-    def decays(model: Transformer) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, model)
+    Muon (Jordan, 2024) with the update's size of AdamW (arXiv 2502.16982); only the layers' matrices decay.
+    """
+
+    def matrices(model: Transformer) -> Any:
+        return jax.tree_util.tree_map_with_path(_matrix_axes, model)
 
     return optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2),
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.contrib.muon(
+            1.0,
+            weight_decay=config.weight_decay,
+            consistent_rms=_UPDATE_RMS,
+            muon_weight_dimension_numbers=matrices,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+        ),
     )
+
+
+def _matrix_axes(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    """Axes of a layer's matrix that are inputs, and those that are outputs; None for all other parameters."""
+    name = jax.tree_util.keystr(path)
+    if ".layers" not in name or leaf.ndim < 2:
+        return None
+    outputs = 2 if leaf.ndim == 3 and ".output." not in name else 1  # heads and their size: D N H, but N H D back
+    axes = tuple(range(leaf.ndim))
+    return optax.contrib.MuonDimensionNumbers(axes[:-outputs], axes[-outputs:])
 
 
 def make_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, jax.Array]]:
@@ -75,7 +97,7 @@ def make_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Tr
     def step(state: TrainState, rows: jax.Array, weights: jax.Array, rate: jax.Array) -> tuple[TrainState, jax.Array]:
         loss, gradients = jax.value_and_grad(weighted_loss)(state.model, rows, weights)
         updates, moments = optimizer.update(gradients, state.optimizer, state.model)
-        updates = jax.tree.map(lambda update: -rate * update, updates)
+        updates = jax.tree.map(lambda update: rate * update, updates)
         return TrainState(optax.apply_updates(state.model, updates), moments), loss
 
     return jax.jit(step, donate_argnums=0)

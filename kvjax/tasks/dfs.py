@@ -1,11 +1,12 @@
 """Depth-first search over a tree, written down as it goes: a long chain of thought whose steps need old facts again.
 
-    [NODE]<a><b><c> ... [NODE]<b><d> ... [NODE]<d> ...     [DFS]<a>     <b><d>[EX]<b>[EX]<a><c>[EX]<a>[END]
+    [NODE]<a><b><c> ... [NODE]<b><d> ... [NODE]<d> ...     [DFS]<a>     <b><d>[EX]<b><c>[EX]<a>[END]
 
-A step goes down to a child, or back with [EX] to the parent that it names. Children are visited in the order in which
-they are listed, which is that of their numbers. On the way back from a subtree the list of its parent is wanted again,
-which nobody has looked at since the search went down: TriAttention's recursive state query (arXiv 2604.04921) in
-symbols. `state_query` asks it in words, over the published graphs.
+A step goes to the first child or, where there is none, to the next sibling; where there is neither, [EX] and the parent
+say that all below it is done, and its next sibling follows. Children are visited in the order in which they are listed,
+which is that of their numbers. After a subtree the list that holds its top is wanted again, which nobody has looked at
+since the search went down: TriAttention's recursive state query (arXiv 2604.04921) in symbols. `state_query` asks it in
+words, over the published graphs.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ class Dfs(Task):
 
     @property
     def new_tokens(self) -> int:
-        """The way down to every node but the root, and back, and the end."""
+        """At most: every node but the root, the returns, two tokens each, from all that have children, and the end."""
         return 3 * self.nodes - 2
 
     @classmethod
@@ -81,8 +82,9 @@ def draw_tree(rng: np.random.Generator, keys: list[int]) -> dict[int, list[int]]
 
 
 def trace(children: dict[int, list[int]], node: int) -> list[str | int]:
-    """The steps of a depth-first search from a node."""
-    return [step for child in children[node] for step in (child, *trace(children, child), "[EX]", node)]
+    """The steps of a depth-first search from a node whose children are still to be visited; none below a leaf."""
+    steps = [step for child in children[node] for step in (child, *trace(children, child))]
+    return [*steps, "[EX]", node] if steps else []
 
 
 TASKS.register("dfs", Dfs)

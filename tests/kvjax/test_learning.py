@@ -64,15 +64,30 @@ def test_tokens_are_right_where_they_are_the_most_likely_ones():
     assert found[:, -1].tolist() == [False, True, True]
 
 
-def test_matrices_decay_and_scales_do_not():
+def is_matrix_of_a_layer(path, leaf):
+    return "layers" in jax.tree_util.keystr(path) and leaf.ndim > 1
+
+
+def test_the_matrices_of_layers_decay_and_nothing_else():
     optimizer, one = make_optimizer(CONFIG), model()
     updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, one), optimizer.init(one), one)
-    dimensions = set()
-    for leaf, update in zip(jax.tree.leaves(one), jax.tree.leaves(updates), strict=True):
-        expected = 0.1 * leaf if leaf.ndim > 1 else jnp.zeros_like(leaf)
-        np.testing.assert_allclose(update, expected, rtol=1e-6)
-        dimensions.add(leaf.ndim > 1)
-    assert dimensions == {True, False}
+    matrices = jax.tree.leaves(jax.tree_util.tree_map_with_path(is_matrix_of_a_layer, one))
+    for leaf, update, decays in zip(jax.tree.leaves(one), jax.tree.leaves(updates), matrices, strict=True):
+        np.testing.assert_allclose(update, -0.1 * leaf if decays else jnp.zeros_like(leaf), rtol=1e-6)
+    assert set(matrices) == {True, False}
+
+
+def test_updates_of_the_matrices_of_layers_have_equal_singular_values():
+    optimizer, one = make_optimizer(ConfigDict(dict(CONFIG, weight_decay=0.0))), model()
+    rng = np.random.default_rng(5)
+    gradients = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), one)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(one), one)
+    attention = updates.layers[0].attention
+    for update, num_inputs in ((attention.query, 1), (attention.output, 2), (updates.layers[0].feed_forward.up, 1)):
+        leaf = np.asarray(update.kernel[...])
+        matrix = leaf.reshape(int(np.prod(leaf.shape[:num_inputs])), -1)
+        singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
+        np.testing.assert_allclose(singular, 1.0, atol=0.4)  # where five steps of Newton and Schulz lead
 
 
 def test_steps_learn_a_batch_by_heart():

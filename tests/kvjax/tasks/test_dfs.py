@@ -12,7 +12,7 @@ from tests.puzzles import asked, check_answers, said, some_examples, statements
 #      20  60
 #     30 40
 CONTEXT = "[NODE]<40>Max[NODE]<20><30><40> left[NODE]<60>[NODE]<50><20><60> the gate.[NODE]<30>"
-ANSWER = "<20><30>[EX]<20><40>[EX]<20>[EX]<50><60>[EX]<50>[END]"
+ANSWER = "<20><30><40>[EX]<20><60>[EX]<50>[END]"
 EXAMPLE = Example(context=CONTEXT, question="[DFS]<50>", answer=ANSWER)
 
 
@@ -29,9 +29,9 @@ def answer_of(context, question):
             path.append(left[path[-1]].pop(0))
             steps.append(path[-1])
         else:
-            path.pop()
-            steps += ["[EX]", *path[-1:]]
-    return said(steps[:-1])  # nothing is above the root
+            done = path.pop()
+            steps += ["[EX]", done] if tree[done] else []  # a leaf has nothing below it to be done with
+    return said(steps)
 
 
 def test_the_walk_is_the_answer():
@@ -43,14 +43,15 @@ def test_only_the_whole_trace_scores():
     wrong = [
         *("", ANSWER.removesuffix("[END]"), ANSWER.replace("<60>[EX]<50>", "")),
         ANSWER.replace("<30>", "<35>"),
-        "<60>[EX]<50><20><30>[EX]<20><40>[EX]<20>[EX]<50>[END]",  # the right one first
+        "<60><20><30><40>[EX]<20>[EX]<50>[END]",  # the right one first
         "<50>" + ANSWER,
     ]
     assert [Dfs().score(answer, EXAMPLE) for answer in wrong] == [0.0] * len(wrong)
 
 
 def test_the_search_from_below_the_root_stays_below():
-    assert trace(tree_of(CONTEXT), 20) == [30, "[EX]", 20, 40, "[EX]", 20]
+    assert trace(tree_of(CONTEXT), 20) == [30, 40, "[EX]", 20]
+    assert trace(tree_of(CONTEXT), 60) == []
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 14, 90])
