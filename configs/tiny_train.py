@@ -14,12 +14,12 @@ TEXTS = "../shared/data/"
 MIX = {
     "needle": 0.06,
     "passkey": 0.04,
-    "recall": 0.12,
-    "variables": 0.13,
+    "recall": 0.14,
+    "variables": 0.16,
     "hops": 0.08,
     "copy": 0.08,
     "sums": 0.11,
-    "dfs": 0.32,
+    "dfs": 0.27,
     "text": 0.06,
 }
 FIRST_MIX = {"needle": 0.2, "hops": 0.15, "copy": 0.15, "dfs": 0.25, "sums": 0.2, "text": 0.05}
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
         {
             "model": {
                 "model_type": "qwen3",
-                "vocab_size": 384,  # 256 bytes, 3 special tokens, 115 symbols (kvjax/symbols.py)
+                "vocab_size": 384,  # 256 bytes, 3 special tokens, 114 symbols (kvjax/symbols.py)
                 "hidden_size": 128,
                 "intermediate_size": 384,
                 "num_hidden_layers": 4,

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 
 from kvjax._program import Settings, run
 from kvjax.combinations import Combinations
@@ -47,7 +46,7 @@ from kvjax.pictures import draw_pictures, read_trace, write_trace
 from kvjax.policy import Policy
 from kvjax.progress import Progress
 from kvjax.report import check_target, new_report, write_json, write_text
-from kvjax.results import markdown_tables, terminal_tables
+from kvjax.results import make_console, markdown_tables, terminal_tables
 from kvjax.statistics import Statistics
 from kvjax.task import Task
 from kvjax.task_grammar import parse_task, split_tasks
@@ -249,7 +248,7 @@ def main(settings: Settings) -> int:
     folder = evaluate(settings, tasks, asked, report)
     names = [(task.name, question) for task in tasks for question in values["questions"].value]
     rows = [row for task, place in names for policy in asked.policies if (row := folder.row(task, place, str(policy)))]
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = make_console()
     for table in terminal_tables(rows, asked.refused):
         console.print(table)
     if report["concentration"]:

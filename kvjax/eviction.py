@@ -118,8 +118,9 @@ def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row
         name: join(state.exact[name][:, :, :sinks], numbers[name], moved.numbers[name], newest.numbers[name])
         for name in numbers
     }
+    segments = tuple(array.astype(jnp.float32) for array in (exact.keys[:, :, :sinks], keys, moved.keys, newest.keys))
     return _candidates(
-        keys=join(exact.keys[:, :, :sinks], keys, moved.keys, newest.keys),
+        keys=segments,
         values=join(exact.values[:, :, :sinks], values, moved.values, newest.values),
         positions=all_positions,
         numbers=gathered,
@@ -148,7 +149,7 @@ def prompt_candidates(
     heads = layer.site.shape.num_kv_heads
     held = (prompt.positions >= 0)[:, None, :, None]
     return _candidates(
-        keys=jnp.where(held, prompt.keys, 0.0).astype(jnp.float32),
+        keys=(jnp.where(held, prompt.keys, 0.0).astype(jnp.float32),),
         values=jnp.where(held, prompt.values, 0.0).astype(jnp.float32),
         positions=spread_heads(prompt.positions, heads),
         numbers=prompt.numbers,
@@ -161,7 +162,7 @@ def prompt_candidates(
 
 def _candidates(
     *,
-    keys: jax.Array,
+    keys: tuple[jax.Array, ...],
     values: jax.Array,
     positions: jax.Array,
     numbers: dict[str, jax.Array],
@@ -190,7 +191,8 @@ def _candidates(
     if state.queries is not None:
         queries, query_positions = last_queries(state)
     view = View(
-        keys=keys,
+        keys=jnp.concatenate(keys, axis=2),
+        key_segments=keys,
         values=values,
         positions=positions,
         scorable=scorable,

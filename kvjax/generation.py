@@ -109,8 +109,7 @@ class Generator:
           UserError: a prompt is empty, holds an id outside the vocabulary, or does not fit `max_tokens` with its
             new tokens; or a seed is out of range.
         """
-        whole = [[*prompt, *more] for prompt, more in zip(prompts, then, strict=True)] if then else prompts
-        self._check(whole, max_new_tokens, seeds)
+        self._check(prompts, then, max_new_tokens, seeds)
         if any(not len(more) for more in then):
             raise UserError("Every row needs at least one token in `then`, or give it without.")
         self.timing = Timing()
@@ -137,7 +136,9 @@ class Generator:
         rows = np.concatenate(blocks, axis=1)
         return [row[row != PADDING].tolist() for row in rows]
 
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int]) -> None:
+    def _check(
+        self, prompts: Sequence[Sequence[int]], then: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int]
+    ) -> None:
         """Raises `UserError` for what cannot be generated from."""
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
@@ -146,8 +147,9 @@ class Generator:
         if any(not 0 <= seed < 2**32 for seed in seeds):
             raise UserError(f"The seeds {list(seeds)} must be at least 0 and below 2**32.")
         limits = {"max_tokens": self._max_tokens, "max_new_tokens": max_new_tokens, "policy": self._policy}
-        for index, prompt in enumerate(prompts):
-            check_prompt(prompt, name=f"Prompt {index}", shape=self._model.cache_shape, **limits)
+        for index, (prompt, more) in enumerate(zip(prompts, then or [()] * len(prompts), strict=True)):
+            limits["num_read"] = len(prompt)
+            check_prompt([*prompt, *more], name=f"Prompt {index}", shape=self._model.cache_shape, **limits)
 
     def memory(self) -> dict[str, int]:
         """What the compiled decode loop needs besides its arguments, bytes per device.
@@ -213,7 +215,14 @@ def _width(rows: np.ndarray) -> int:
 
 
 def check_prompt(
-    tokens: Sequence[int], *, name: str, shape: ModelShape, max_tokens: int, max_new_tokens: int, policy: Policy
+    tokens: Sequence[int],
+    *,
+    name: str,
+    shape: ModelShape,
+    max_tokens: int,
+    max_new_tokens: int,
+    policy: Policy,
+    num_read: int | None = None,
 ) -> None:
     """Raises `UserError` for a prompt that cannot be generated from.
 
@@ -224,6 +233,7 @@ def check_prompt(
       max_tokens: room of the cache.
       max_new_tokens: most new tokens.
       policy: what the cache keeps.
+      num_read: how many of them are prefilled, and so pinned where the policy pins; all where absent.
     """
     if not len(tokens):
         raise UserError(f"{name} is empty; give at least one token.")
@@ -239,10 +249,10 @@ def check_prompt(
             f"{name} has {len(tokens)} tokens; with max_new_tokens={max_new_tokens} it needs max_tokens of at least "
             f"{needed}, and it is {max_tokens}."
         )
-    most = policy.most_pinned(shape=shape, max_tokens=max_tokens)
-    if most is not None and len(tokens) > most:
+    most, num_read = policy.most_pinned(shape=shape, max_tokens=max_tokens), num_read or len(tokens)
+    if most is not None and num_read > most:
         raise UserError(
-            f"{name} has {len(tokens)} tokens, and the policy '{policy}' can pin {most}: give prompt({len(tokens)}), "
+            f"{name} has {num_read} tokens, and the policy '{policy}' can pin {most}: give prompt({num_read}), "
             "or a larger budget."
         )
 

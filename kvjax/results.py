@@ -1,11 +1,13 @@
 """Tables of policies on tasks: intervals, cells that say nothing about methods, and text for a terminal or a README."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
@@ -15,6 +17,7 @@ from kvjax.grammar import parse_policy
 _REFUSED = "Refused"
 _LEAST_FULL = 0.95
 _LEAST_ORACLE = 0.9  # of full
+_NOT_CUT = 1 << 12  # columns
 
 TASK_COLUMNS = {
     "policy": "policy",
@@ -78,12 +81,12 @@ def mark(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if full is None or row["policy"] == "full":
             return "" if full is None or full >= _LEAST_FULL else f"full below {_LEAST_FULL}: says nothing"
         if full < _LEAST_FULL:
-            return f"full {full:.2f}: says nothing"
+            return f"full {full:.3f}: says nothing"
         frame = row["policy"].removeprefix("oracle") if row["policy"].startswith("oracle(") else None
         frame = frame or frame_of(parse_policy(row["policy"]))
         oracle = accuracy.get((*cell, oracle_at(frame) or ""))
         if oracle is not None and oracle < _LEAST_ORACLE * full:
-            return f"oracle {oracle:.2f}: says nothing"
+            return f"oracle {oracle:.3f}: says nothing"
         return ""
 
     return [{**row, "note": note(row)} for row in rows]
@@ -107,6 +110,11 @@ def _text(row: dict[str, Any], name: str) -> str:
     if name == "interval":
         return f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}"
     return _FORMS[name].format(row[name]) if row.get(name) is not None else "-"
+
+
+def make_console() -> Console:
+    """A console for tables: as wide as the terminal, and what goes elsewhere is not cut."""
+    return Console(width=None if sys.stdout.isatty() else _NOT_CUT)
 
 
 def terminal_tables(rows: list[dict[str, Any]], refused: Mapping[str, str] = MappingProxyType({})) -> list[Table]:

@@ -11,9 +11,11 @@ by the compiler. It never protects anything by a large score: sinks, window and 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kvjax.model_shape import ModelShape
@@ -47,6 +49,7 @@ Scores = Float[Array, "B K S"]
         "query_positions",
         "moments",
         "arrays",
+        "key_segments",
     ),
     meta_fields=("shape",),
 )
@@ -67,6 +70,7 @@ class View:
       moments: of queries before RoPE, `Moments`; None if not asked for.
       arrays: what the selection was fitted to.
       shape: of the model.
+      key_segments: the keys in pieces along S, as they lie in memory (sinks, body, ring); None for one piece.
     """
 
     keys: Any
@@ -81,6 +85,7 @@ class View:
     moments: Any
     arrays: Arrays
     shape: ModelShape
+    key_segments: Any = None
 
     @property
     def held(self) -> Bool[Array, "B K S"]:
@@ -91,6 +96,14 @@ class View:
     def group(self) -> int:
         """G, query heads of a key/value head."""
         return self.shape.num_query_heads // self.shape.num_kv_heads
+
+    def of_each_key(self, function: Callable[[Float[Array, "B K _ D"]], Array]) -> Float[Array, "B K ... S"]:
+        """What a function makes of each key by itself: `B K s D` -> `B K ... s`, joined to `B K ... S`.
+
+        Keys are read where they lie; joined first, as `keys` has them, they would be copied.
+        """
+        pieces = (self.keys,) if self.key_segments is None else self.key_segments
+        return jnp.concatenate([function(piece) for piece in pieces], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

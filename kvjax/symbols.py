@@ -12,7 +12,7 @@ import numpy as np
 MARKERS = (
     *("[FACT]", "[PTR]", "[SET]", "[NUM]", "[NODE]", "[CPY]"),  # statements
     *("[ASK]", "[HOP]", "[GET]", "[SUM]", "[DFS]", "[OUT]"),  # questions
-    *("[ANS]", "[EX]", "[END]"),  # answers
+    *("[ANS]", "[END]"),  # answers
 )
 NUM_DIGITS = 10
 NUM_SYMBOLS = 100

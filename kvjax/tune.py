@@ -22,7 +22,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from rich.console import Console
 
 from kvjax._program import Settings, run
 from kvjax.accounting import bytes_per_token
@@ -40,7 +39,7 @@ from kvjax.material import material_for
 from kvjax.policy import Policy
 from kvjax.progress import Progress
 from kvjax.report import new_report, write_text
-from kvjax.results import terminal_tables
+from kvjax.results import make_console, terminal_tables
 from kvjax.search import Found, Score, Trial, search
 from kvjax.statistics import Statistics
 from kvjax.task import Task
@@ -218,7 +217,7 @@ def main(settings: Settings) -> int:
     command = shlex.join(["python", "-m", "kvjax.tune", *sys.argv[1:]])
     write_text(output, config_text(settings.config, path=output, notes=summary.notes(head, command=command)))
     record.finish(**summary.facts())
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = make_console()
     for line in (summary.table(), *terminal_tables(rows), *summary.sentences(), f"Written: {output}"):
         console.print(line)
     return 0

@@ -49,7 +49,7 @@ case "$task" in
     ;;
   test)
     set_up test
-    exec "$venv/bin/python" -m pytest --numprocesses=2 "$@"
+    exec "$venv/bin/python" -m pytest --numprocesses=2 --dist=worksteal "$@"
     ;;
   check)
     set_up test

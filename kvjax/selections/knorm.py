@@ -16,7 +16,7 @@ class KNorm(Selection):
 
     def score(self, view: View) -> Scores:
         """Smaller is higher."""
-        return -jnp.linalg.norm(view.keys, axis=3)
+        return -view.of_each_key(lambda keys: jnp.linalg.norm(keys, axis=3))
 
 
 SELECTIONS.register("knorm", KNorm)

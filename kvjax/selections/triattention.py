@@ -84,23 +84,30 @@ class TriAttention(Selection):
 
     def query_scores(self, view: View) -> Float[Array, "B N S"]:
         """S(k) for every query head."""
-        arrays, keys = view.arrays, view.keys
+        arrays = view.arrays
         phases = view.num_seen.astype(jnp.float32)[:, None, None] * view.shape.rope.frequencies()[None, None]
         cos, sin = jnp.cos(phases), jnp.sin(phases)  # B 1 D/2
         real, imaginary = arrays["real"][None], arrays["imaginary"][None]
         ahead = jnp.concatenate([real * cos - imaginary * sin, real * sin + imaginary * cos], axis=-1)  # B N D
-        scores = jnp.zeros((keys.shape[0], view.shape.num_kv_heads, view.group, keys.shape[2]), jnp.float32)
-        if self.trig:
-            scores += jnp.einsum("BKGD,BKSD->BKGS", by_group(ahead, view), keys)
-        if self.norm:
-            first, second = jnp.split(keys, 2, axis=-1)
-            squares = first**2 + second**2
-            lengths = squares * jax.lax.rsqrt(
-                squares + 1e-30
-            )  # B K S D/2; a third of the time of a square root on CPUs
-            spread = by_group(arrays["spread"][None], view)[0]  # K G D/2
-            scores += jnp.einsum("KGf,BKSf->BKGS", spread, lengths)
+        ahead, spread = by_group(ahead, view), by_group(arrays["spread"][None], view)[0]  # B K G D, K G D/2
+
+        def of(keys: Float[Array, "B K _ D"]) -> Float[Array, "B K G _"]:
+            scores = jnp.zeros((*ahead.shape[:3], keys.shape[2]), jnp.float32)
+            if self.trig:
+                scores += jnp.einsum("BKGD,BKSD->BKGS", ahead, keys)
+            if self.norm:
+                scores += jnp.einsum("KGf,BKSf->BKGS", spread, _lengths(keys))
+            return scores
+
+        scores = view.of_each_key(of)
         return scores.reshape(scores.shape[0], -1, scores.shape[3])
+
+
+def _lengths(keys: Float[Array, "B K _ D"]) -> Float[Array, "B K _ D/2"]:
+    """|kappa_f| of every band."""
+    first, second = jnp.split(keys, 2, axis=-1)
+    squares = first**2 + second**2
+    return squares * jax.lax.rsqrt(squares + 1e-30)  # a third of the time of a square root on CPUs
 
 
 def mean_phase(rope: Rope, offsets: int) -> np.ndarray:

@@ -82,7 +82,10 @@ def test_token_counts_of_symbols_are_exact(name):
     for index in range(5):
         one = example(name, index=index)
         assert count(one.context + one.question) == task.tokens
-        assert count(one.answer) == task.new_tokens
+        if name == "dfs":  # as long as the tree has inner nodes
+            assert task.new_tokens // 2 < count(one.answer) <= task.new_tokens
+        else:
+            assert count(one.answer) == task.new_tokens
         assert one.answer.endswith(task.stop)
         assert one.answer.count(task.stop) == 1
 

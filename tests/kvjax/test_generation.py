@@ -132,6 +132,14 @@ def test_questions_compile_once_a_bucket_of_lengths():
     assert sorted(map(str, generator._compiled)) == ["(16, 0)", "(16, 16)", "(16, 32)", "block"]
 
 
+def test_a_question_behind_a_pinned_prompt_is_not_pinned():
+    policy = "streaming(budget=18)+exact(sinks=2,window=8,round=8)+prompt(20)"
+    generator = Generator(tiny_model(), policy=policy, batch=1, max_tokens=64)
+    assert len(generator.generate([[1] * 20], max_new_tokens=2, then=[[2] * 5])[0]) == 2
+    with pytest.raises(UserError, match=r"Prompt 0 has 21 tokens, and the policy '.*' can pin 20: give prompt\(21\)"):
+        generator.generate([[1] * 21], max_new_tokens=2, then=[[2] * 5])
+
+
 def test_the_empty_cache_may_be_prepared():
     """Whoever prepares it is given an empty one for the whole batch; what comes back is used."""
     frame, given = "(budget=18)+exact(sinks=2,window=8,round=8)", []

@@ -76,12 +76,13 @@ def notes(rows):
 
 
 def test_where_full_fails_no_row_says_anything():
-    assert notes(rows_of(0.9, 0.8)) == ["full below 0.95: says nothing", *["full 0.90: says nothing"] * 4]
+    assert notes(rows_of(0.9, 0.8)) == ["full below 0.95: says nothing", *["full 0.900: says nothing"] * 4]
+    assert notes(rows_of(0.949, 1.0))[1] == "full 0.949: says nothing"
     assert all(notes(rows_of(0.9499, 1.0)))
 
 
 def test_where_the_oracle_fails_no_row_at_its_budget_says_anything():
-    assert notes(rows_of(1.0, 0.89)) == ["", *["oracle 0.89: says nothing"] * 4]
+    assert notes(rows_of(1.0, 0.89)) == ["", *["oracle 0.890: says nothing"] * 4]
     other = row(f"h2o(budget=32){EXACT}", 0.5)
     assert notes([*rows_of(1.0, 0.89), other])[-1] == ""
     assert notes([*rows_of(1.0, 0.89), row("int4", 0.5)])[-1] == ""
@@ -97,7 +98,7 @@ def test_notes_are_of_a_task_and_a_place_of_the_question():
     other = rows_of(0.5, 0.5, task="dfs")
     found = notes([*easy, *hard, *other])
     assert found[:5] == [""] * 5
-    assert found[5:10] == ["", *["oracle 0.20: says nothing"] * 4]
+    assert found[5:10] == ["", *["oracle 0.200: says nothing"] * 4]
     assert found[10].startswith("full below 0.95")
 
 

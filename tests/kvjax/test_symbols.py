@@ -13,7 +13,7 @@ def letters(rng, count):
 
 
 def test_symbols_are_markers_and_a_hundred_numbers():
-    assert len(SYMBOLS) == len(set(SYMBOLS)) == len(MARKERS) + NUM_SYMBOLS == 115
+    assert len(SYMBOLS) == len(set(SYMBOLS)) == len(MARKERS) + NUM_SYMBOLS == 114
     assert SYMBOLS[0] == "[FACT]"
     assert SYMBOLS[len(MARKERS) :][7] == symbol(7) == "<7>"
 

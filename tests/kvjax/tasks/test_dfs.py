@@ -9,15 +9,19 @@ from kvjax.tasks.dfs import Dfs, draw_tree, trace
 from tests.puzzles import asked, check_answers, said, some_examples, statements
 
 #        50
-#      20  60
+#      20  44
 #     30 40
-CONTEXT = "[NODE]<40>Max[NODE]<20><30><40> left[NODE]<60>[NODE]<50><20><60> the gate.[NODE]<30>"
-ANSWER = "<20><30><40>[EX]<20><60>[EX]<50>[END]"
+CONTEXT = "[NODE]<40>Max[NODE]<20><30><40><65> left[NODE]<44>[NODE]<50><20><44><95> the gate.[NODE]<30>"
+ANSWER = "<20><30><40><65><44><95>[END]"
 EXAMPLE = Example(context=CONTEXT, question="[DFS]<50>", answer=ANSWER)
 
 
 def tree_of(context):
-    return {node: children for node, *children in statements(context, "[NODE]")}
+    tree = {}
+    for node, *below in statements(context, "[NODE]"):
+        *tree[node], end = below or [node + 45]
+        assert end == node + 45
+    return tree
 
 
 def answer_of(context, question):
@@ -30,31 +34,31 @@ def answer_of(context, question):
             steps.append(path[-1])
         else:
             done = path.pop()
-            steps += ["[EX]", done] if tree[done] else []  # a leaf has nothing below it to be done with
+            steps += [done + 45] if tree[done] else []  # a leaf has no list to end
     return said(steps)
 
 
 def test_the_walk_is_the_answer():
-    check_answers([EXAMPLE, *some_examples(Dfs()), *some_examples(Dfs(tokens=300, nodes=60))], answer_of)
+    check_answers([EXAMPLE, *some_examples(Dfs()), *some_examples(Dfs(tokens=300, nodes=45))], answer_of)
 
 
 def test_only_the_whole_trace_scores():
     assert Dfs().score(ANSWER, EXAMPLE) == 1.0
     wrong = [
-        *("", ANSWER.removesuffix("[END]"), ANSWER.replace("<60>[EX]<50>", "")),
+        *("", ANSWER.removesuffix("[END]"), ANSWER.replace("<44><95>", "")),
         ANSWER.replace("<30>", "<35>"),
-        "<60><20><30><40>[EX]<20>[EX]<50>[END]",  # the right one first
+        "<44><20><30><40><65><95>[END]",  # the right one first
         "<50>" + ANSWER,
     ]
     assert [Dfs().score(answer, EXAMPLE) for answer in wrong] == [0.0] * len(wrong)
 
 
 def test_the_search_from_below_the_root_stays_below():
-    assert trace(tree_of(CONTEXT), 20) == [30, 40, "[EX]", 20]
-    assert trace(tree_of(CONTEXT), 60) == []
+    assert trace(tree_of(CONTEXT), 20) == [30, 40, 65]
+    assert trace(tree_of(CONTEXT), 44) == []
 
 
-@pytest.mark.parametrize("nodes", [1, 2, 14, 90])
+@pytest.mark.parametrize("nodes", [1, 2, 14, 45])
 def test_contexts_hold_a_tree(nodes):
     for example in some_examples(Dfs(tokens=300, nodes=nodes)):
         tree = tree_of(example.context)
@@ -76,7 +80,7 @@ def test_trees_are_deep_and_branch():
     assert all(max(map(len, tree.values())) >= 2 for tree in trees)
 
 
-@pytest.mark.parametrize("nodes", [0, 91])
+@pytest.mark.parametrize("nodes", [0, 46])
 def test_refusals(nodes):
-    with pytest.raises(UserError, match=rf"dfs\(nodes\) is {nodes}; it must be at least 1 and at most 90"):
+    with pytest.raises(UserError, match=rf"dfs\(nodes\) is {nodes}; it must be at least 1 and at most 45"):
         Dfs(nodes=nodes)
