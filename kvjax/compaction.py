@@ -186,7 +186,10 @@ def _merge(array: jax.Array) -> jax.Array:
 def dense_body(
     body: Body, state: Evidence, shape: ModelShape
 ) -> tuple[Float[Array, "B K S D"], Float[Array, "B K S D"], Int[Array, "B K S"], dict[str, jax.Array]]:
-    """Decoded keys and values, positions and evidence of a body as each head sees it: its own slots alone."""
+    """Decoded keys and values, positions and evidence of a body as each head sees it: its own slots alone.
+
+    Keys and values of empty slots are whatever lies there.
+    """
     key_codec, value_codec = body.codecs
     heads = shape.num_kv_heads
     keys, values = body.keys, body.values
@@ -200,8 +203,7 @@ def dense_body(
     decoded_values = value_codec.decode(values, positions=positions, arrays=body.arrays(1))
     held = positions >= 0
     numbers = {name: jnp.where(held, array, 0.0) for name, array in state.body.items()}
-    keys, values = (jnp.where(held[..., None], array, 0.0) for array in (decoded_keys, decoded_values))
-    return keys, values, positions, numbers
+    return decoded_keys, decoded_values, positions, numbers
 
 
 def _every_head(parts: Parts, heads: int) -> Parts:

@@ -178,7 +178,8 @@ def evaluate(settings: Settings, tasks: list[Task], asked: Combinations, report:
     report["concentration"] = concentration(statistics)
     folder = Folder(Path(values["output"].value) if values["output"].value else None, report)
     batch = min(values["batch"].value, values["examples"].value)
-    evaluator = Evaluator(model, tokenizer, statistics=statistics, batch=batch, speed=values["speed"].value)
+    wanted = {name: values[name].value for name in ("speed", "divergence")}
+    evaluator = Evaluator(model, tokenizer, statistics=statistics, batch=batch, **wanted)
     regimes = sum(1 if task.forced else len(values["questions"].value) for task in tasks)
     total = regimes * len(policies)
     with Progress("evaluating", unit="cells", total=total, quiet=values["quiet"].value) as progress:
@@ -270,6 +271,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("seed", 2, "Decides the examples; training and calibration use 0 and 1.", flag_values=values)
     flags.DEFINE_integer("batch", 50, "Examples that are decoded together.", flag_values=values)
     flags.DEFINE_bool("speed", True, "Time decoding with each policy, too.", flag_values=values)
+    flags.DEFINE_bool("divergence", True, "Lead policies along full's answers, too, for KL.", flag_values=values)
     flags.DEFINE_string("output", None, "Folder for report, tables, answers and pictures.", flag_values=values)
     flags.DEFINE_bool("pictures", True, "Draw pictures into the output folder.", flag_values=values)
     flags.DEFINE_bool("quiet", False, "No progress.", flag_values=values)

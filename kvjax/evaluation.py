@@ -124,13 +124,21 @@ class Evaluator:
       statistics: of the model, for policies that need them.
       batch: examples that are decoded together.
       speed: whether decode steps are timed.
+      divergence: whether policies are led along the answers of the uncompressed cache.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, *, statistics: Statistics | None, batch: int, speed: bool
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        statistics: Statistics | None,
+        batch: int,
+        speed: bool,
+        divergence: bool = True,
     ):
         self._model, self._tokenizer, self._statistics = model, tokenizer, statistics
-        self._batch, self._times = batch, speed
+        self._batch, self._times, self._diverges = batch, speed, divergence
         self._generators: dict[tuple[str, int, str], Generator] = {}
         self._step_seconds: dict[tuple[str, int], float] = {}
         self._cell: Cell | None = None
@@ -148,19 +156,20 @@ class Evaluator:
             if str(policy) != "full":
                 self.evaluate(cell, Policy())
         written, cache = ([], None) if cell.task.forced else self._generate(cell, policy)
-        if not self._base:
+        if not self._written:
             self._written = cell.answers if cell.task.forced else written
-        followed = self._follow(cell, policy)
-        self._base = self._base or followed
-        row = {"task": cell.task.name, "question": cell.question, "policy": str(policy)}
-        row["examples"] = len(cell.examples)
-        row |= _merge([compare(base, one) for base, one in zip(self._base, followed, strict=True)], followed)
+        named = {"task": cell.task.name, "question": cell.question, "policy": str(policy)}
+        row = {**named, "examples": len(cell.examples)}
+        if cell.task.forced or self._diverges:
+            followed = self._follow(cell, policy)
+            self._base = self._base or followed
+            row |= _merge([compare(base, one) for base, one in zip(self._base, followed, strict=True)], followed)
+            cache = followed[-1].cache if cache is None else cache
         outputs = [] if cell.task.forced else self._score(cell, written)
         if outputs:
             row |= _of_answers([one["score"] for one in outputs], written, self._written)
             row["facts"] = {name: [one["facts"].get(name) for one in outputs] for name in outputs[0]["facts"]}
-        row |= self._of_cache(cell, policy, followed[-1].cache if cache is None else cache)
-        return row, outputs
+        return row | self._of_cache(cell, policy, cache), outputs
 
     def _generator(self, cell: Cell, policy: Policy) -> Generator:
         key = (str(policy), cell.max_tokens, cell.task.stop)

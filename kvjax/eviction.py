@@ -118,10 +118,13 @@ def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row
         name: join(state.exact[name][:, :, :sinks], numbers[name], moved.numbers[name], newest.numbers[name])
         for name in numbers
     }
+    # What lies in empty slots is masked where keys and values are joined, which copies them anyway.
+    held = (positions >= 0)[..., None]
     segments = tuple(array.astype(jnp.float32) for array in (exact.keys[:, :, :sinks], keys, moved.keys, newest.keys))
     return _candidates(
-        keys=segments,
-        values=join(exact.values[:, :, :sinks], values, moved.values, newest.values),
+        keys=join(segments[0], jnp.where(held, keys, 0.0), *segments[2:]),
+        key_segments=segments,
+        values=join(exact.values[:, :, :sinks], jnp.where(held, values, 0.0), moved.values, newest.values),
         positions=all_positions,
         numbers=gathered,
         start=sinks,
@@ -149,7 +152,7 @@ def prompt_candidates(
     heads = layer.site.shape.num_kv_heads
     held = (prompt.positions >= 0)[:, None, :, None]
     return _candidates(
-        keys=(jnp.where(held, prompt.keys, 0.0).astype(jnp.float32),),
+        keys=jnp.where(held, prompt.keys, 0.0).astype(jnp.float32),
         values=jnp.where(held, prompt.values, 0.0).astype(jnp.float32),
         positions=spread_heads(prompt.positions, heads),
         numbers=prompt.numbers,
@@ -162,7 +165,8 @@ def prompt_candidates(
 
 def _candidates(
     *,
-    keys: tuple[jax.Array, ...],
+    keys: jax.Array,
+    key_segments: tuple[jax.Array, ...] | None = None,
     values: jax.Array,
     positions: jax.Array,
     numbers: dict[str, jax.Array],
@@ -191,8 +195,8 @@ def _candidates(
     if state.queries is not None:
         queries, query_positions = last_queries(state)
     view = View(
-        keys=jnp.concatenate(keys, axis=2),
-        key_segments=keys,
+        keys=keys,
+        key_segments=key_segments,
         values=values,
         positions=positions,
         scorable=scorable,

@@ -93,9 +93,9 @@ def mark(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def tables(rows: list[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """A title, column titles and cells as text for each task and regime, in the order of the rows."""
-    found = []
+    """A title, column titles and cells as text: all tasks in one, if there are several; then each task and regime."""
     marked = mark(rows)
+    found = _summary(marked)
     for cell in dict.fromkeys((row["task"], row["question"]) for row in marked):
         own = [row for row in marked if (row["task"], row["question"]) == cell]
         scored = "accuracy" in own[0]
@@ -104,6 +104,30 @@ def tables(rows: list[dict[str, Any]]) -> list[tuple[str, list[str], list[list[s
         title = f"{cell[0]}{place}: {own[0]['examples']} examples, {own[0]['max_tokens']} tokens of room"
         found.append((title, list(columns), [[_text(row, name) for name in columns.values()] for row in own]))
     return found
+
+
+def _summary(marked: list[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Accuracies of policies on tasks; no table for a single cell."""
+    scored = [row for row in marked if "accuracy" in row]
+    cells = list(dict.fromkeys((row["task"], row["question"]) for row in scored))
+    if len(cells) < 2:
+        return []
+    lines = []
+    for policy in dict.fromkeys(row["policy"] for row in scored):
+        own = {(row["task"], row["question"]): row for row in scored if row["policy"] == policy}
+        ratios = sorted(row["ratio_to_dtype"] for row in own.values())
+        ends = dict.fromkeys(f"{ratio:.1f}" for ratio in (ratios[0], ratios[-1]))
+        lines.append([policy, " to ".join(ends), *(_percent(own.get(cell)) for cell in cells)])
+    names = [task if question == "inside" else f"{task}, {question}" for task, question in cells]
+    counts = dict.fromkeys(f"{count}" for count in sorted(row["examples"] for row in scored))
+    title = f"Accuracy, {' or '.join(counts)} examples; in brackets where a cell says nothing about methods"
+    return [(title, ["policy", "times smaller", *names], lines)]
+
+
+def _percent(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    return f"({row['accuracy']:.1%})" if row["note"] else f"{row['accuracy']:.1%}"
 
 
 def _text(row: dict[str, Any], name: str) -> str:

@@ -70,7 +70,8 @@ class View:
       moments: of queries before RoPE, `Moments`; None if not asked for.
       arrays: what the selection was fitted to.
       shape: of the model.
-      key_segments: the keys in pieces along S, as they lie in memory (sinks, body, ring); None for one piece.
+      key_segments: the keys in pieces along S, as they lie in memory (sinks, body, ring), anything in empty slots; None
+        where they are one piece.
     """
 
     keys: Any
@@ -98,12 +99,14 @@ class View:
         return self.shape.num_query_heads // self.shape.num_kv_heads
 
     def of_each_key(self, function: Callable[[Float[Array, "B K _ D"]], Array]) -> Float[Array, "B K ... S"]:
-        """What a function makes of each key by itself: `B K s D` -> `B K ... s`, joined to `B K ... S`.
+        """What a function makes of each key by itself: `B K s D` -> `B K ... s`, joined to `B K ... S`; 0 in empty slots.
 
         Keys are read where they lie; joined first, as `keys` has them, they would be copied.
         """
         pieces = (self.keys,) if self.key_segments is None else self.key_segments
-        return jnp.concatenate([function(piece) for piece in pieces], axis=-1)
+        joined = jnp.concatenate([function(piece) for piece in pieces], axis=-1)
+        between = (1,) * (joined.ndim - self.held.ndim)
+        return jnp.where(self.held.reshape(*self.held.shape[:2], *between, -1), joined, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,9 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a test's time is compiling, which this halves. Tests that are about the compiled program itself, its memory or
+# what it updates in place, are marked `optimised`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 from pathlib import Path  # noqa: E402
 
@@ -15,6 +18,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def compiled_as_by_users(request):
+    """Full optimisation for tests marked `optimised`."""
+    if request.node.get_closest_marker("optimised") is None:
+        yield
+        return
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

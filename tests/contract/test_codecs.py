@@ -156,6 +156,7 @@ def test_rows_slots_and_chunks(codec):
         same_codes(late, whole, row=0)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("codec", ["int4", "kivi(bits=2,group=16)"])
 def test_rounds_update_the_cache_in_place(codec):
     tokens = random_tokens(2, 60)
@@ -167,6 +168,7 @@ def test_rounds_update_the_cache_in_place(codec):
         assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache.layers)] == pointers
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("codec", ["int8", "fp8", "turboquant(bits=3)", "kivi(bits=2,group=16)", "none"])
 def test_a_step_needs_no_more_than_one_decoded_layer(codec):
     """Temporary memory at 32,768 tokens, rounds included: at most one layer's keys and values in float32."""

@@ -14,6 +14,8 @@ from models import load_model
 from tests.conftest import ROOT
 from tests.contract.codecs import model, random_tokens, statistics
 
+pytestmark = pytest.mark.optimised
+
 
 def live(cache):
     return [(leaf.shape, leaf.dtype, leaf.unsafe_buffer_pointer()) for leaf in jax.tree.leaves(cache.layers)]

@@ -23,11 +23,9 @@ PROMPT, TOKENS, CHUNK = 48, 120, 8
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation():
-    """Many functions that run a few times on little: they compile in two thirds of the time, and are let go after."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def let_go():
+    """Many compiled functions that serve no other test."""
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 

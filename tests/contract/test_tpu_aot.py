@@ -66,6 +66,7 @@ def test_coded_bodies_take_their_stated_bits_on_tpus(topology, policies, record_
         os.environ,
         JAX_PLATFORMS="cpu",
         XLA_FLAGS="",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="0",
         TPU_SKIP_MDS_QUERY="1",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
         TPU_WORKER_HOSTNAMES="localhost",

@@ -105,6 +105,7 @@ def test_masses_of_earlier_and_later_queries_together():
         np.testing.assert_array_equal(add_mass(mass, old, new)[0, 0], expected)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("mass", [None, *MASSES])
 def test_no_matrix_of_all_tokens_by_all_tokens(mass):
     """Compiled for 8,192 tokens, the memory beside arguments and results is a small part of such a matrix."""

@@ -130,6 +130,7 @@ def test_what_lies_in_empty_slots_cannot_matter(rows):
     np.testing.assert_array_equal(clean, dirty)
 
 
+@pytest.mark.optimised
 def test_500_tokens_compile_once_and_update_in_place():
     model = tiny_model()
     cache = kvjax.init_cache(model, batch=1, max_tokens=520)
@@ -144,6 +145,7 @@ def test_500_tokens_compile_once_and_update_in_place():
     assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache.layers)] == pointers
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("num_tokens", [1, 4])
 def test_the_step_holds_no_second_copy_of_the_cache(num_tokens):
     model = tiny_model()

@@ -35,11 +35,9 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def quick_compilation():
-    """Many functions that run a few times on little: they compile in two thirds of the time, and are let go after."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def let_go():
+    """Many compiled functions that serve no other test."""
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 
@@ -72,7 +70,7 @@ def without_seconds(rows):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("let_go")
 def test_report_table_and_answers_of_a_run(program, tmp_path):
     """Full and the companions beside what was asked for, answers and a text, speeds and pictures."""
     folder = tmp_path / "new" / "run"
@@ -135,7 +133,7 @@ def evaluated(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("let_go")
 def test_an_interrupted_run_goes_on_where_it_stopped(program, tmp_path, evaluated):
     """Done in two runs, it leaves what one leaves; done once more, it does nothing; a policy more is added."""
     calls, stop = evaluated
@@ -175,7 +173,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(program, tmp_path, evaluate
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("let_go")
 def test_both_places_of_the_question_and_nothing_written_without_output(program, tmp_path, monkeypatch, evaluated):
     monkeypatch.chdir(tmp_path)
     policies = f"--policies=streaming(budget=26)+{EXACT}"

@@ -27,11 +27,9 @@ TEXT = "ppl(tokens=50,scored=30,file=LICENSE,held_out=1.0)"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Many functions that run a few times on little: they compile in two thirds of the time, and are let go after."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def let_go():
+    """Many compiled functions that serve no other test."""
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 
@@ -122,9 +120,9 @@ def test_a_tokenizer_without_symbols_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(e.value)
 
 
-def run(tokenizer, cell, policies, *, batch=4, speed=False):
+def run(tokenizer, cell, policies, *, batch=4, **wanted):
     """Rows and outputs by policy."""
-    evaluator = Evaluator(model(), tokenizer, statistics=None, batch=batch, speed=speed)
+    evaluator = Evaluator(model(), tokenizer, statistics=None, batch=batch, **{"speed": False, **wanted})
     return {str(policy): evaluator.evaluate(cell, policy) for policy in policies}
 
 
@@ -156,6 +154,15 @@ def test_answers_are_kept_beside_what_was_expected(found, tokenizer):
     assert all({"score", "expected", "output", "facts"} == one.keys() for one in outputs)
     scores = [cell.task.score(one["output"], example) for one, example in zip(outputs, cell.examples, strict=True)]
     assert [one["score"] for one in outputs] == scores
+
+
+def test_without_divergences_all_else_is_the_same(found, tokenizer):
+    plain = run(tokenizer, cell_of(tokenizer, COPY), [FULL, STREAMING], divergence=False)
+    for policy, (row, outputs) in plain.items():
+        whole, answers = found["inside"][policy]
+        assert outputs == answers
+        assert "kl_mean" not in row
+        assert row == {name: whole[name] for name in row}
 
 
 def test_answers_are_those_of_passes_over_everything(found, tokenizer):

@@ -112,7 +112,8 @@ def test_texts_and_runs_without_full_have_no_notes():
 
 def test_tables_are_one_a_task_and_place_in_the_order_of_the_rows():
     rows = [*rows_of(1.0, 1.0), row("full", task="ppl"), *rows_of(0.9, 0.8, question="after"), row(ASKED, task="ppl")]
-    found = tables(rows)
+    first, *found = tables(rows)
+    assert first[0].startswith("Accuracy, 20 examples; in brackets where")
     assert [title for title, _, _ in found] == [
         "needle(tokens=90), question inside: 20 examples, 128 tokens of room",
         "ppl: 20 examples, 128 tokens of room",
@@ -120,6 +121,18 @@ def test_tables_are_one_a_task_and_place_in_the_order_of_the_rows():
     ]
     assert [columns for _, columns, _ in found] == [list(TASK_COLUMNS), list(TEXT_COLUMNS), list(TASK_COLUMNS)]
     assert [len(cells) for _, _, cells in found] == [5, 2, 5]
+
+
+def test_several_tasks_are_summed_up_first():
+    hard = rows_of(0.9, 0.8, task="dfs", question="after", ratio_to_dtype=3.21)
+    more = row(ASKED, 0.75, task="hops")
+    _, columns, cells = tables([*rows_of(1.0, 0.95), *hard, more])[0]
+    assert columns == ["policy", "times smaller", "needle(tokens=90)", "dfs, after", "hops"]
+    assert cells[0] == ["full", "3.2 to 5.7", "100.0%", "(90.0%)", "-"]
+    assert cells[1] == [f"random{FRAME}", "3.2 to 5.7", "25.0%", "(25.0%)", "-"]
+    assert cells[-1] == [ASKED, "3.2 to 5.7", "50.0%", "(50.0%)", "75.0%"]
+    assert len(cells) == 5
+    assert tables([row("full", 1.0), row("full", task="ppl")])[0][1] == list(TASK_COLUMNS)  # one cell is no summary
 
 
 def test_numbers_are_rounded_for_people():

@@ -33,14 +33,10 @@ def little_validation(monkeypatch):
 
 
 @pytest.fixture
-def quick_compilation(config, monkeypatch):
-    """All runs of a test share the step, which runs a few times on little."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def one_compilation(config, monkeypatch):
+    """All runs of a test share the step."""
     step = train.make_step(train.make_optimizer(config))
     monkeypatch.setattr(train, "make_step", lambda optimizer: step)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
 
 
 @pytest.fixture
@@ -99,7 +95,7 @@ def interrupt(config, monkeypatch, *, step):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("one_compilation")
 def test_a_run_learns_resumes_and_decodes(config, tmp_path, monkeypatch):
     whole = train.train(config, quiet=True)
     log = log_of(tmp_path / "run")

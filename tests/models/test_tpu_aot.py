@@ -52,6 +52,7 @@ def test_qwen3_8b_decodes_on_v6e_2x4(record_property):
         os.environ,
         JAX_PLATFORMS="cpu",
         XLA_FLAGS="",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="0",
         TPU_SKIP_MDS_QUERY="1",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
         TPU_WORKER_HOSTNAMES="localhost",
