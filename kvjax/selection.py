@@ -99,9 +99,9 @@ class View:
         return self.shape.num_query_heads // self.shape.num_kv_heads
 
     def of_each_key(self, function: Callable[[Float[Array, "B K _ D"]], Array]) -> Float[Array, "B K ... S"]:
-        """What a function makes of each key by itself: `B K s D` -> `B K ... s`, joined to `B K ... S`; 0 in empty slots.
+        """What a function makes of each key by itself: `B K s D` -> `B K ... s`, joined to `B K ... S`.
 
-        Keys are read where they lie; joined first, as `keys` has them, they would be copied.
+        Empty slots get 0. Keys are read where they lie; joined first, as `keys` has them, they would be copied.
         """
         pieces = (self.keys,) if self.key_segments is None else self.key_segments
         joined = jnp.concatenate([function(piece) for piece in pieces], axis=-1)

@@ -52,6 +52,22 @@ def test_a_view_holds_every_token_once_with_its_own_key():
         np.testing.assert_allclose(found, keys[row, head, positions[row, head, slots]], rtol=0, atol=1e-5)
 
 
+def test_keys_where_they_lie_are_those_of_the_view_whatever_empty_slots_hold():
+    cache = full_ring("streaming(budget=60)")
+    layer = cache.layers[0]
+    empty = (layer.body.positions < 0)[..., None]
+    assert np.asarray(empty).any()
+    spoilt = tuple(part.map_tokens(lambda array, **_: jnp.where(empty, jnp.nan, array)) for part in layer.body.keys)
+    layer = dataclasses.replace(layer, body=dataclasses.replace(layer.body, keys=spoilt))
+    view = jax.jit(look)(dataclasses.replace(cache, layers=(layer, *cache.layers[1:]))).view
+    assert len(view.key_segments) == 4
+    sums = view.of_each_key(lambda keys: jnp.stack([keys.sum(axis=3), keys[..., 0]], axis=2))  # B K 2 s
+    keys = np.asarray(view.keys)
+    np.testing.assert_allclose(sums, np.stack([keys.sum(axis=3), keys[..., 0]], axis=2), rtol=0, atol=1e-5)
+    whole = dataclasses.replace(view, key_segments=None)
+    np.testing.assert_allclose(whole.of_each_key(lambda keys: keys.sum(axis=3)), sums[:, :, 0], rtol=0, atol=1e-5)
+
+
 def test_sinks_window_and_pinned_prompt_are_not_scorable():
     cache = full_ring("streaming(budget=26)+prompt(40)", prompt=30, more=28)
     candidates = jax.jit(look)(cache)
