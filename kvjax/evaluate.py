@@ -8,7 +8,8 @@
 
 Every policy sees the same examples. `full` always runs, and beside each policy that evicts, at its budget: `random`,
 `streaming`, and an oracle that knows which tokens will be attended to. Where `full` solves less than 95 % of a task, or
-the oracle less than 90 % of what `full` does, the table says that the others say nothing about methods.
+the oracle less than 90 % of what `full` does, or `random` more than 95 % of it, the table says that the others say
+nothing about methods.
 
 SELECTIONS and CODECS stand for every selection and every codec: each combination that can be is run, the others are
 listed with the reason. `compilations` of a row says how often its decode step was compiled: once, or not at all where

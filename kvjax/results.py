@@ -17,6 +17,7 @@ from kvjax.grammar import parse_policy
 _REFUSED = "Refused"
 _LEAST_FULL = 0.95
 _LEAST_ORACLE = 0.9  # of full
+_MOST_RANDOM = 0.95  # of full
 _NOT_CUT = 1 << 12  # columns
 
 TASK_COLUMNS = {
@@ -72,7 +73,10 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
 
 
 def mark(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `note`: why a cell says nothing about methods, or nothing."""
+    """The rows with `note`: why a cell says nothing about methods, or nothing.
+
+    Where the whole cache fails nobody can do well; where random eviction does as well as it, nobody can fail.
+    """
     accuracy = {(row["task"], row["question"], row["policy"]): row.get("accuracy") for row in rows}
 
     def note(row: dict[str, Any]) -> str:
@@ -87,6 +91,9 @@ def mark(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         oracle = accuracy.get((*cell, oracle_at(frame) or ""))
         if oracle is not None and oracle < _LEAST_ORACLE * full:
             return f"oracle {oracle:.3f}: says nothing"
+        random = accuracy.get((*cell, f"random{frame}"))
+        if random is not None and random > _MOST_RANDOM * full:
+            return f"random {random:.3f}: says nothing"
         return ""
 
     return [{**row, "note": note(row)} for row in rows]

@@ -136,7 +136,8 @@ def heading(rows: Sequence[dict[str, Any]], *, width: int) -> tuple[str, str]:
     notes = list(dict.fromkeys(row["note"] for row in rows if row.get("note")))
     own = [row["note"] for row in rows if row["policy"] == "full" and row.get("note")]
     words += [f"grey says nothing: {note.split(':')[0]}" for note in (own or notes)[:1]]
-    return textwrap.shorten(first["task"], width, placeholder="…"), textwrap.fill("; ".join(words), width + 4)
+    task = first["task"] if len(first["task"]) <= width else f"{first['task'][: width - 1]}…"
+    return task, textwrap.fill("; ".join(words), width + 4)
 
 
 def accuracy_figure(rows: Sequence[dict[str, Any]], theme: Theme) -> "Figure":

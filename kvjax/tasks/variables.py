@@ -1,6 +1,9 @@
 """Variables: what was written last counts; what was overwritten is stale, and wrong.
 
 [SET]<x><v> ... [SET]<x><w> ...        [GET]<x>        <w>[END]
+
+Ask it after the context has been compressed: the first token of an answer comes from the prefill, where a prompt
+attends over itself uncompressed, and here it is the whole answer.
 """
 
 import dataclasses

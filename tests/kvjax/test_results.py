@@ -88,6 +88,12 @@ def test_where_the_oracle_fails_no_row_at_its_budget_says_anything():
     assert notes([*rows_of(1.0, 0.89), row("int4", 0.5)])[-1] == ""
 
 
+def test_where_chance_does_as_well_no_row_at_its_budget_says_anything():
+    rows = [row(f"random{FRAME}", 0.97) if one["policy"].startswith("random") else one for one in rows_of(1.0, 1.0)]
+    assert notes(rows) == ["", *["random 0.970: says nothing"] * 4]
+    assert notes([*rows, row("int4", 0.5), row(f"h2o(budget=32){EXACT}", 0.5)])[-2:] == ["", ""]
+
+
 @pytest.mark.parametrize(("full", "oracle"), [(1.0, 0.9), (0.95, 0.86), (0.96, 1.0)])
 def test_where_both_do_well_there_is_nothing_to_note(full, oracle):
     assert notes(rows_of(full, oracle)) == [""] * 5
