@@ -103,7 +103,7 @@ class TriAttention(Selection):
         return scores.reshape(scores.shape[0], -1, scores.shape[3])
 
 
-def _lengths(keys: Float[Array, "B K _ D"]) -> Float[Array, "B K _ D/2"]:
+def _lengths(keys: Float[Array, "B K _ D"]) -> Float[Array, "B K _ f"]:
     """|kappa_f| of every band."""
     first, second = jnp.split(keys, 2, axis=-1)
     squares = first**2 + second**2

@@ -277,6 +277,6 @@ def test_mistakes_are_one_line(capsys, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("a sentence. " * 10_000)
     here = f"--config.texts=('{text}',)"
-    assert "vocab_size is 300; bytes, special tokens and symbols take 374" in complaint(
+    assert "vocab_size is 300; bytes, special tokens and symbols take 373" in complaint(
         here, "--config.model.vocab_size=300"
     )
