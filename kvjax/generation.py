@@ -146,10 +146,10 @@ class Generator:
             raise UserError(f"{len(prompts)} prompts came; expected 1 to {self._batch}.")
         if any(not 0 <= seed < 2**32 for seed in seeds):
             raise UserError(f"The seeds {list(seeds)} must be at least 0 and below 2**32.")
-        limits = {"max_tokens": self._max_tokens, "max_new_tokens": max_new_tokens, "policy": self._policy}
+        limits = {"max_tokens": self._max_tokens, "max_new_tokens": max_new_tokens}
+        limits |= {"policy": self._policy, "shape": self._model.cache_shape}
         for index, (prompt, more) in enumerate(zip(prompts, then or [()] * len(prompts), strict=True)):
-            limits["num_read"] = len(prompt)
-            check_prompt([*prompt, *more], name=f"Prompt {index}", shape=self._model.cache_shape, **limits)
+            check_prompt([*prompt, *more], name=f"Prompt {index}", num_read=len(prompt), **limits)
 
     def memory(self) -> dict[str, int]:
         """What the compiled decode loop needs besides its arguments, bytes per device.

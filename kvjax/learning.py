@@ -17,7 +17,7 @@ from kvjax.errors import UserError
 from models.checkpoint import parameter_tree, with_parameters
 from models.transformer import Transformer
 
-_UPDATE_RMS = 0.2  # of AdamW's updates, as measured there
+_UPDATE_RMS = 0.2  # of AdamW's updates (arXiv 2502.16982)
 
 
 class TrainState(NamedTuple):

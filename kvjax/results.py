@@ -88,7 +88,9 @@ def mark(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return f"full {full:.3f}: says nothing"
         frame = row["policy"].removeprefix("oracle") if row["policy"].startswith("oracle(") else None
         frame = frame or frame_of(parse_policy(row["policy"]))
-        oracle = accuracy.get((*cell, oracle_at(frame) or ""))
+        if frame is None:  # nothing is evicted
+            return ""
+        oracle = accuracy.get((*cell, oracle_at(frame)))
         if oracle is not None and oracle < _LEAST_ORACLE * full:
             return f"oracle {oracle:.3f}: says nothing"
         random = accuracy.get((*cell, f"random{frame}"))
@@ -134,7 +136,8 @@ def _summary(marked: list[dict[str, Any]]) -> list[tuple[str, list[str], list[li
 def _percent(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
-    return f"({row['accuracy']:.1%})" if row["note"] else f"{row['accuracy']:.1%}"
+    text = _text(row, "accuracy")
+    return f"({text})" if row["note"] else text
 
 
 def _text(row: dict[str, Any], name: str) -> str:

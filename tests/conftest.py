@@ -33,6 +33,13 @@ def compiled_as_by_users(request):
     jax.clear_caches()
 
 
+@pytest.fixture
+def let_go():
+    """Many compiled functions that serve no other test."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real tokenizers, configs and texts that lies beside the checkout."""

@@ -44,7 +44,7 @@ class Dfs(Task):
     @property
     def new_tokens(self) -> int:
         """At most: every node but the root, an end of a list for each that is no leaf, and the end."""
-        return max(2 * self.nodes - 1, 1)
+        return 2 * self.nodes - 1
 
     @classmethod
     def sized(cls, rng: np.random.Generator, tokens: int) -> "Dfs":

@@ -19,16 +19,9 @@ from tests.contract.codecs import CODECS, model, random_tokens, statistics
 from tests.contract.selections import ARGUMENTS, BUDGET, EXACT, PATTERN, ROUND, SINKS, WINDOW, policy_of
 from tests.tiny import place
 
+pytestmark = pytest.mark.usefixtures("let_go")
+
 PROMPT, TOKENS, CHUNK = 48, 120, 8
-
-
-@pytest.fixture(autouse=True)
-def let_go():
-    """Many compiled functions that serve no other test."""
-    yield
-    jax.clear_caches()
-
-
 QUOTA = BUDGET - SINKS - WINDOW
 
 

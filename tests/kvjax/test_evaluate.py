@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -32,13 +31,6 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder)
     return folder
-
-
-@pytest.fixture
-def let_go():
-    """Many compiled functions that serve no other test."""
-    yield
-    jax.clear_caches()
 
 
 @pytest.fixture
