@@ -58,8 +58,8 @@ from models.transformer import Transformer
 _SETTLED = ("examples", "seed", "batch")
 """Flags that decide the numbers; tasks, regimes and policies may be added to."""
 
-_DECODING = "compressed_decode", "run_steps", "decode_block"
-"""Compiled functions that run the decode step."""
+_DECODING = "walk"
+"""The compiled function that runs the decode step."""
 
 _LONGEST_NAME = 160  # of a file of answers, before its ending
 
@@ -190,7 +190,7 @@ def evaluate(settings: Settings, tasks: list[Task], asked: Combinations, report:
                     since = time.monotonic()
                     with compilations() as counts:
                         row, outputs = evaluator.evaluate(cell, policy)
-                    row["compilations"] = max(counts[name] for name in _DECODING)
+                    row["compilations"] = counts[_DECODING]
                     folder.add({**row, "seconds": time.monotonic() - since}, outputs)
                 progress.advance(1)
     if folder.path is not None and values["pictures"].value:

@@ -3,8 +3,8 @@
     inside    [ context | question ]  prefilled and compressed together          -> answer
     after     [ context ]  prefilled and compressed, then [ question ]           -> answer
 
-Answers are generated greedily and scored by the task. Then every policy is led along the answers that the uncompressed
-cache gave, which shows how far it moves the model's distributions (`kvjax/forcing.py`).
+Answers are generated greedily and scored by the task. Where they are not those that the uncompressed cache gave, the
+policy is led along these as well, which shows how far it moves the model's distributions (`kvjax/forcing.py`).
 """
 
 import dataclasses
@@ -19,8 +19,7 @@ from kvjax.accounting import account, device_bytes, full_cache_bytes, num_evicte
 from kvjax.cache import KVCache
 from kvjax.companions import is_oracle
 from kvjax.errors import UserError
-from kvjax.forcing import Followed, compare, follow, num_common
-from kvjax.generation import Generator
+from kvjax.forcing import compare, num_common
 from kvjax.material import check_symbols
 from kvjax.oracle import look_ahead, with_future, without_future
 from kvjax.policy import Policy
@@ -29,6 +28,7 @@ from kvjax.statistics import Statistics
 from kvjax.task import Example, Material, Task, example_of
 from kvjax.text import Tokenizer
 from kvjax.timing import seconds_per_step
+from kvjax.walk import Followed, answer, follow
 from models.transformer import Transformer
 
 QUESTIONS = ("inside", "after")
@@ -139,11 +139,9 @@ class Evaluator:
     ):
         self._model, self._tokenizer, self._statistics = model, tokenizer, statistics
         self._batch, self._times, self._diverges = batch, speed, divergence
-        self._generators: dict[tuple[str, int, str], Generator] = {}
         self._step_seconds: dict[tuple[str, int], float] = {}
         self._cell: Cell | None = None
-        self._written: list[list[int]] = []  # by the uncompressed cache, for the newest cell
-        self._base: list[Followed] = []
+        self._base: list[Followed] = []  # the uncompressed cache's answers to the newest cell, batch by batch
 
     def evaluate(self, cell: Cell, policy: Policy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs a policy on a cell.
@@ -152,75 +150,64 @@ class Evaluator:
           The row for the report, and an object for each example: what was expected, what came, and its score.
         """
         if self._cell is not cell:
-            self._cell, self._written, self._base = cell, [], []
+            self._cell, self._base = cell, []
             if str(policy) != "full":
                 self.evaluate(cell, Policy())
-        written, cache = ([], None) if cell.task.forced else self._generate(cell, policy)
-        if not self._written:
-            self._written = cell.answers if cell.task.forced else written
-        named = {"task": cell.task.name, "question": cell.question, "policy": str(policy)}
-        row = {**named, "examples": len(cell.examples)}
+        parts = range(0, len(cell.prompts), self._batch)
+        own = [self._run(cell, policy, start) for start in parts]
+        of_cache = self._of_cache(cell, policy, own[-1].cache)
+        own = [dataclasses.replace(one, cache=None) for one in own]  # its memory is let go
+        self._base = self._base or own
+        row = {"task": cell.task.name, "question": cell.question, "policy": str(policy), "examples": len(cell.examples)}
         if cell.task.forced or self._diverges:
-            followed = self._follow(cell, policy)
-            self._base = self._base or followed
-            row |= _merge([compare(base, one) for base, one in zip(self._base, followed, strict=True)], followed)
-            cache = followed[-1].cache if cache is None else cache
-        outputs = [] if cell.task.forced else self._score(cell, written)
-        if outputs:
-            row |= _of_answers([one["score"] for one in outputs], written, self._written)
-            row["facts"] = {name: [one["facts"].get(name) for one in outputs] for name in outputs[0]["facts"]}
-        return row | self._of_cache(cell, policy, cache), outputs
+            followed = [self._beside(cell, policy, *pair) for pair in zip(parts, own, strict=True)]
+            row |= _merge([compare(*pair) for pair in zip(self._base, followed, strict=True)], followed)
+        if cell.task.forced:
+            return row | of_cache, []
+        written, base = (_rows(parts, len(cell.prompts)) for parts in (own, self._base))
+        outputs = self._score(cell, written)
+        row |= _of_answers([one["score"] for one in outputs], written, base)
+        row["facts"] = {name: [one["facts"].get(name) for one in outputs] for name in outputs[0]["facts"]}
+        return row | of_cache, outputs
 
-    def _generator(self, cell: Cell, policy: Policy) -> Generator:
-        key = (str(policy), cell.max_tokens, cell.task.stop)
-        if key not in self._generators:
+    def _run(self, cell: Cell, policy: Policy, start: int, answers: Sequence[list[int]] | None = None) -> Followed:
+        """One batch: its own answers; or along given ones, which are a text's where there is nothing to answer.
+
+        All batches have one shape: the last one is filled up with its first rows or those of the cell, which do not
+        count.
+        """
+        part, count = slice(start, start + self._batch), len(cell.prompts[start : start + self._batch])
+        missing = self._batch - count if start else 0
+
+        def rows(all_rows: Sequence[list[int]]) -> list[list[int]]:
+            return [*all_rows[part], *all_rows[:missing]]
+
+        given = {
+            "then": rows(cell.then),
+            "max_tokens": cell.max_tokens,
+            "statistics": self._statistics,
+            "prepare": self._prepare(cell, policy, part, missing),
+        }
+        answers = cell.answers if cell.task.forced else answers
+        if answers is not None:
+            found = follow(self._model, policy, rows(cell.prompts), answers=rows(answers), **given)
+        else:
             stop = self._tokenizer.encode(cell.task.stop, add_special_tokens=False) if cell.task.stop else []
-            self._generators[key] = Generator(
-                self._model,
-                policy=policy,
-                statistics=self._statistics,
-                batch=self._batch,
-                max_tokens=cell.max_tokens,
-                stop_tokens=[*stop, *self._tokenizer.stop_tokens],
-            )
-        return self._generators[key]
+            given |= {"new_tokens": cell.task.new_tokens, "distributions": self._diverges}
+            stop_tokens = [*stop, *self._tokenizer.stop_tokens]
+            found = answer(self._model, policy, rows(cell.prompts), stop_tokens=stop_tokens, **given)
+        counts = (np.arange(len(found.counted)) < count)[:, None]
+        return dataclasses.replace(found, counted=found.counted & counts)
 
-    def _generate(self, cell: Cell, policy: Policy) -> tuple[list[list[int]], KVCache]:
-        """The answers to all examples, and the cache as the last batch left it."""
-        generator, written = self._generator(cell, policy), []
-        for start in range(0, len(cell.prompts), self._batch):
-            part = slice(start, start + self._batch)
-            written += generator.generate(
-                cell.prompts[part],
-                then=cell.then[part],
-                max_new_tokens=cell.task.new_tokens,
-                prepare=self._prepare(cell, policy, part),
-            )
-        return written, generator.cache
+    def _beside(self, cell: Cell, policy: Policy, start: int, own: Followed) -> Followed:
+        """Distributions along the uncompressed cache's answers to one batch; its own where these are the same."""
+        base = self._base[start // self._batch]
+        same = np.array_equal(own.counted, base.counted) and np.array_equal(own.targets, base.targets)
+        return own if same else self._run(cell, policy, start, answers=self._written(cell))
 
-    def _follow(self, cell: Cell, policy: Policy) -> list[Followed]:
-        """Distributions along the uncompressed cache's answers, batch by batch; all batches of one shape."""
-        found = []
-        for start in range(0, len(cell.prompts), self._batch):
-            part = slice(start, start + self._batch)
-            missing = self._batch - len(cell.prompts[part]) if start else 0
-
-            def rows(all_rows: list[list[int]], part: slice = part, missing: int = missing) -> list[list[int]]:
-                return [*all_rows[part], *all_rows[:missing]]
-
-            followed = follow(
-                self._model,
-                policy,
-                rows(cell.prompts),
-                then=rows(cell.then),
-                answers=rows(self._written),
-                max_tokens=cell.max_tokens,
-                statistics=self._statistics,
-                prepare=self._prepare(cell, policy, part, missing),
-            )
-            counted = followed.counted & (np.arange(len(followed.counted)) < len(followed.counted) - missing)[:, None]
-            found.append(dataclasses.replace(followed, counted=counted))
-        return found
+    def _written(self, cell: Cell) -> list[list[int]]:
+        """The uncompressed cache's answers to all examples."""
+        return cell.answers if cell.task.forced else _rows(self._base, len(cell.prompts))
 
     def _prepare(
         self, cell: Cell, policy: Policy, part: slice, missing: int = 0
@@ -229,7 +216,7 @@ class Evaluator:
         if not is_oracle(policy):
             return None
         then = cell.then or [[]] * len(cell.prompts)
-        whole = [a + b + c for a, b, c in zip(cell.prompts, then, self._written, strict=True)]
+        whole = [a + b + c for a, b, c in zip(cell.prompts, then, self._written(cell), strict=True)]
         rows = [*whole[part], *whole[:missing]]
 
         def tell(cache: KVCache) -> KVCache:
@@ -266,9 +253,14 @@ class Evaluator:
             key = (str(policy), cell.max_tokens)
             if key not in self._step_seconds:
                 # The cache is full: what these steps give means nothing, what they take is what others take.
-                self._step_seconds[key], _ = seconds_per_step(self._model, cache, count=_TIMED_STEPS)
+                self._step_seconds[key] = seconds_per_step(self._model, cache, count=_TIMED_STEPS)
             found["tokens_per_second"] = self._batch / self._step_seconds[key]
         return {**found, "layers": layers}
+
+
+def _rows(parts: Sequence[Followed], count: int) -> list[list[int]]:
+    """The answers of all batches, one after another."""
+    return [tokens for part in parts for tokens in part.answers][:count]
 
 
 def _merge(parts: list[dict[str, float]], followed: list[Followed]) -> dict[str, float]:

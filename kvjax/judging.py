@@ -1,9 +1,8 @@
 """A cheap judge of policies: does a policy give the answers that the uncompressed cache gave?
 
-The uncompressed cache answers every problem once. A policy is then led along these answers, all tokens in one pass, and
-an answer counts as it was scored if the policy would have chosen each of its tokens: then it would have generated the
-same. Of tasks whose text is given, the share of tokens on which both agree counts. This takes one compilation a cache
-size instead of two, and gives the divergence as well.
+The uncompressed cache answers every problem once. A policy is then led along these answers, and an answer counts as it
+was scored if the policy would have chosen each of its tokens: then it would have generated the same. Of tasks whose
+text is given, the share of tokens on which both agree counts. One run gives accuracy and divergence.
 """
 
 import dataclasses
@@ -12,12 +11,12 @@ import math
 import numpy as np
 
 from kvjax.evaluation import Cell
-from kvjax.forcing import Followed, divergence, follow
-from kvjax.generation import Generator
+from kvjax.forcing import divergence
 from kvjax.policy import Policy
 from kvjax.search import Score
 from kvjax.statistics import Statistics
 from kvjax.text import Tokenizer
+from kvjax.walk import Followed, answer, follow
 from models.transformer import Transformer
 
 
@@ -82,24 +81,26 @@ class Judge:
 
     def _answered(self, cell: Cell) -> _Batch:
         """A batch with the uncompressed cache's answers."""
-        answers, scores = cell.answers, np.ones(len(cell.examples))
-        if not cell.task.forced:
-            answers = self._generate(cell)
-            texts = map(self._tokenizer.decode, answers)
+        if cell.task.forced:
+            base, scores = self._follow(cell, Policy(), cell.answers), np.ones(len(cell.examples))
+        else:
+            base = self._answer(cell)
+            texts = map(self._tokenizer.decode, base.answers)
             scores = np.asarray([cell.task.score(*pair) for pair in zip(texts, cell.examples, strict=True)])
-        base = dataclasses.replace(self._follow(cell, Policy(), answers), cache=None)  # its memory is let go
-        return _Batch(cell=cell, answers=answers, scores=scores, base=base)
+        base = dataclasses.replace(base, cache=None)  # its memory is let go
+        return _Batch(cell=cell, answers=base.answers, scores=scores, base=base)
 
-    def _generate(self, cell: Cell) -> list[list[int]]:
+    def _answer(self, cell: Cell) -> Followed:
         stop = self._tokenizer.encode(cell.task.stop, add_special_tokens=False) if cell.task.stop else []
-        generator = Generator(
+        return answer(
             self._model,
-            policy=Policy(),
-            batch=len(cell.prompts),
-            max_tokens=cell.max_tokens,
+            Policy(),
+            cell.prompts,
+            then=cell.then,
+            new_tokens=cell.task.new_tokens,
             stop_tokens=[*stop, *self._tokenizer.stop_tokens],
+            max_tokens=cell.max_tokens,
         )
-        return generator.generate(cell.prompts, then=cell.then, max_new_tokens=cell.task.new_tokens)
 
     def _follow(self, cell: Cell, policy: Policy, answers: list[list[int]]) -> Followed:
         return follow(

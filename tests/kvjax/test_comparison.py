@@ -10,9 +10,10 @@ from configs.base import decode_config
 from kvjax.byte_tokenizer import write_byte_tokenizer
 from kvjax.comparison import Comparison
 from kvjax.decoder import Decoder
-from kvjax.forcing import divergence, follow
+from kvjax.forcing import divergence
 from kvjax.grammar import parse_policy
 from kvjax.token_loop import PADDING
+from kvjax.walk import follow
 from tests.tiny import tiny_model
 
 NEW = 12

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from kvjax.evaluation import Cell
-from kvjax.forcing import compare, follow
+from kvjax.forcing import compare
 from kvjax.generation import Generator
 from kvjax.grammar import parse_policy
 from kvjax.judging import Judge, halves
 from kvjax.policy import Policy
 from kvjax.task import Example, Task
 from kvjax.text import Tokenizer
+from kvjax.walk import follow
 from tests.tiny import tiny_model
 
 PROMPTS = [np.random.default_rng(row).integers(1, 64, size=40 + row).tolist() for row in range(4)]

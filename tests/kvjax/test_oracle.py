@@ -8,10 +8,11 @@ import pytest
 
 import kvjax
 from kvjax.accounting import account, kept_positions
-from kvjax.forcing import compare, follow
+from kvjax.forcing import compare
 from kvjax.grammar import parse_policy
 from kvjax.oracle import Oracle, look_ahead, oracle_of, with_future, without_future
 from kvjax.policy import Policy
+from kvjax.walk import follow
 from tests.tiny import sharp_model, tiny_model
 from tests.views import scores_of, view_of
 

@@ -22,7 +22,5 @@ def test_steps_are_those_of_decoding():
         np.testing.assert_allclose(one.exact.keys[:, :, :13], other.exact.keys[:, :, :13], rtol=0, atol=1e-5)
 
 
-def test_the_seconds_of_a_step_are_positive_and_the_cache_has_gone_on():
-    seconds, cache = seconds_per_step(model(), filled(), count=3)
-    assert seconds > 0
-    np.testing.assert_array_equal(cache.num_seen, [12, 12])
+def test_the_seconds_of_a_step_are_positive():
+    assert seconds_per_step(model(), filled(), count=3) > 0
