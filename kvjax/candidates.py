@@ -116,9 +116,18 @@ class Space:
         codecs = [{**plain, "keys": codec} for codec in self.codecs[1:]]
         return codecs + [{**plain, "selection": selection} for selection in self.selections]
 
-    def with_other_windows(self, choices: Choices) -> list[dict[str, Any]]:
-        """The same choices with each of the other windows."""
-        return [{**choices, "window": window} for window in self.windows if window != choices["window"]]
+    def near(self, choices: Choices) -> list[dict[str, Any]]:
+        """What is tried next where choices that are the same everywhere did well.
+
+        A codec's half-way houses to the one with more bits: in keys, or in either half of the layers. A selection with
+        each codec, whose budget is then larger. And either with other windows.
+        """
+        found = [{**choices, "keys": codec} for codec in self.codecs[1:] if choices["selection"]]
+        index = self.codecs.index(choices["keys"])
+        if index > 1:
+            found.append({**choices, "keys": self.codecs[index - 1], "values": 1})
+            found += [{**choices, "layers": layers} for layers in LAYERS[1:]]
+        return found + [{**choices, "window": window} for window in self.windows if window != choices["window"]]
 
 
 def _read(text: str) -> Term:

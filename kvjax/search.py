@@ -1,7 +1,7 @@
 """The search for a policy under a memory limit: proposes candidates, and has those judged that fit.
 
 Two aims at once, most quality and fewest bytes, by a tree-structured Parzen estimator (optuna). It begins with policies
-that are the same everywhere, which any other has to beat. A candidate over the limit is never judged. A search is a
+that are the same everywhere, which any other has to beat, and with what is near the best of them. A candidate over the limit is never judged. A search is a
 function of its seed and of what the judge says: one that was stopped is run again from the start, with the verdicts
 that are known already, and ends where it would have ended.
 """
@@ -163,7 +163,7 @@ def _judged(space: Space, choices: Choices, policy: Policy, size: float, judge: 
 
 
 def _second_round(space: Space, found: Found, *, limit: float, size_of: Sizer) -> list[dict[str, Any]]:
-    """After the starts: the best codec and the best selection of these with other windows.
+    """After the starts: what is near the best codec and the best selection of these.
 
     Raises:
       UserError: none of the starts fits, and nothing else can.
@@ -175,7 +175,7 @@ def _second_round(space: Space, found: Found, *, limit: float, size_of: Sizer) -
                 f"The limit of {limit:.2f} bytes a token is below the smallest possible: {policy} takes {size:.2f}."
             )
     best = [trial for kind in ("codec", "selection") if (trial := found.best(kind))]
-    return [choices for trial in best for choices in space.with_other_windows(trial.choices)]
+    return [choices for trial in best for choices in space.near(trial.choices)]
 
 
 def fit(space: Space, choices: Choices, *, limit: float, size_of: Sizer) -> tuple[Policy, float]:

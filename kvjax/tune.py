@@ -52,7 +52,7 @@ from kvjax.verdict import compare_policies
 from models.transformer import Transformer
 
 _SELECTIONS = "triattention", "h2o", "snapkv(queries=16)", "keydiff", "rkv", "tova"
-_CODECS = "int8;int4;turboquant(bits=3);turboquant(bits=2)"
+_CODECS = "int8;int4;turboquant(bits=3);turboquant(bits=2);turboquant(bits=1)"
 _SETTLED = "selections", "codecs", "examples", "batch", "seed"
 """Flags that decide what a search comes to."""
 

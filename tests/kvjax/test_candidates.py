@@ -80,7 +80,23 @@ def test_a_search_starts_with_what_is_the_same_everywhere():
     assert [SPACE.kind(choices) for choices in starts] == ["codec"] * 3 + ["selection"] * 2
     axes = SPACE.axes()
     assert all(choices[name] in axes[name] for choices in starts for name in axes)
-    assert [choices["window"] for choices in SPACE.with_other_windows(starts[0])] == [16]
+
+
+def test_near_a_codec_are_half_way_houses_and_near_a_selection_each_codec():
+    starts = SPACE.starts()
+    exact = "+exact(sinks=4,window=8,round=8)"
+    codec, selection = ([SPACE.spell(near, budget=0.5) for near in SPACE.near(start)] for start in starts[2:4])
+    assert codec == [
+        f"key(turboquant,bits=3)+value(int2){exact}",
+        f"int2+turboquant(bits=3,part=1/2){exact}",
+        f"int2+turboquant(bits=3,part=2/2){exact}",
+        "int2+exact(sinks=4,window=16,round=16)",
+    ]
+    assert selection == [
+        *(f"keydiff(budget=0.5)+{name}{exact}" for name in SPACE.codecs[1:]),
+        "keydiff(budget=0.5)+exact(sinks=4,window=16,round=16)",
+    ]
+    assert len(SPACE.near(starts[0])) == 1  # the one with more bits is the uncompressed cache
 
 
 @pytest.mark.parametrize(
