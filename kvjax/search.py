@@ -1,9 +1,9 @@
 """The search for a policy under a memory limit: proposes candidates, and has those judged that fit.
 
 Two aims at once, most quality and fewest bytes, by a tree-structured Parzen estimator (optuna). It begins with policies
-that are the same everywhere, which any other has to beat, and with what is near the best of them. A candidate over the limit is never judged. A search is a
-function of its seed and of what the judge says: one that was stopped is run again from the start, with the verdicts
-that are known already, and ends where it would have ended.
+that are the same everywhere, which any other has to beat, and with what is near the best of them. A candidate over the
+limit is never judged. A search is a function of its seed and of what the judge says: one that was stopped is run again
+from the start, with the verdicts that are known already, and ends where it would have ended.
 """
 
 import dataclasses
