@@ -30,6 +30,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from kvjax._program import Settings, run
@@ -60,6 +61,10 @@ _SETTLED = ("examples", "seed", "batch")
 
 _DECODING = "walk"
 """The compiled function that runs the decode step."""
+
+_MOST_COMPILED = 32
+"""Rows whose compiled functions are kept for other tasks of the same size. LLVM maps each function's pieces into memory
+by themselves, and systems allow a process some ten thousand of these maps."""
 
 _LONGEST_NAME = 160  # of a file of answers, before its ending
 
@@ -182,7 +187,7 @@ def evaluate(settings: Settings, tasks: list[Task], asked: Combinations, report:
     wanted = {name: values[name].value for name in ("speed", "divergence")}
     evaluator = Evaluator(model, tokenizer, statistics=statistics, batch=batch, **wanted)
     regimes = sum(1 if task.forced else len(values["questions"].value) for task in tasks)
-    total = regimes * len(policies)
+    total, compiled = regimes * len(policies), 0
     with Progress("evaluating", unit="cells", total=total, quiet=values["quiet"].value) as progress:
         for cell in cells(settings, tasks, tokenizer):
             for policy in policies:
@@ -192,6 +197,10 @@ def evaluate(settings: Settings, tasks: list[Task], asked: Combinations, report:
                         row, outputs = evaluator.evaluate(cell, policy)
                     row["compilations"] = counts[_DECODING]
                     folder.add({**row, "seconds": time.monotonic() - since}, outputs)
+                    compiled += bool(counts[_DECODING])
+                    if compiled >= _MOST_COMPILED:
+                        jax.clear_caches()
+                        compiled = 0
                 progress.advance(1)
     if folder.path is not None and values["pictures"].value:
         policy = first_evicting(policies)

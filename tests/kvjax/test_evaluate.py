@@ -167,14 +167,19 @@ def test_an_interrupted_run_goes_on_where_it_stopped(program, tmp_path, evaluate
 @pytest.mark.slow
 @pytest.mark.usefixtures("let_go")
 def test_both_places_of_the_question_and_nothing_written_without_output(program, tmp_path, monkeypatch, evaluated):
+    """And compiled functions are let go after so many policies: a process may not keep those of a hundred."""
     monkeypatch.chdir(tmp_path)
+    calls, cleared = evaluated[0], []
+    monkeypatch.setattr(evaluate, "_MOST_COMPILED", 2)
+    monkeypatch.setattr(evaluate.jax, "clear_caches", lambda: cleared.append(len(calls)))
     policies = f"--policies=streaming(budget=26)+{EXACT}"
     argv = (f"--tasks={NEEDLE}", policies, "--questions=inside,after", *SIZES, "--nospeed")
     code, out, err = program(*argv)
     assert (code, err) == (0, "")
     for place in ("inside", "after"):
         assert f"{NEEDLE}, question {place}: 4 examples, 128 tokens of room" in out
-    assert len(evaluated[0]) == 2 * 4  # full, random, streaming, and the oracle
+    assert len(calls) == 2 * 4  # full, random, streaming, and the oracle
+    assert cleared == [2, 4]  # the other four steps are compiled already
     assert list(tmp_path.iterdir()) == []
 
 
