@@ -277,8 +277,14 @@ _READERS: dict[str, Callable[[list[str], dict[str, str]], Any]] = {
 
 def _check_round(policy: Policy) -> None:
     """A round holds whole bytes, whole groups and whole pages."""
-    page = policy.selection.page if policy.selection else 1
-    unit = math.lcm(8, *(codec.granule for codec in policy.all_codecs), page or 1)
+    page = (policy.selection.page if policy.selection else 1) or 1
+    granule = math.lcm(*(codec.granule for codec in policy.all_codecs))
+    if page % granule and granule % page:
+        raise UserError(
+            f"{type(policy.selection).__name__.lower()}(page) is {page}; where {granule} tokens share scales it must be "
+            f"a multiple or a divisor of {granule}."
+        )
+    unit = math.lcm(8, granule, page)
     size = policy.exact.round
     if size % unit:
         near = max(round(size / unit), 1) * unit

@@ -20,14 +20,15 @@ def take_slots(
     Args:
       parts: `B k S...`; where k is less than K, the heads that share one agree in their index.
       index: int32, units of `unit` neighbouring slots. Negative: any.
-      unit: slots that move together, a multiple of what shares a scale.
+      unit: slots that move together, a multiple of what shares a scale, or a divisor: units then have scales of their
+        own.
       implementation: a name of `IMPLEMENTATIONS`; None chooses.
 
     Returns:
       Parts with `units * unit` slots.
 
     Raises:
-      ValueError: the implementation is unknown.
+      ValueError: the implementation is unknown, or units cross the borders of groups that share scales.
     """
     _check(implementation)
     with jax.named_scope("take_slots"):
@@ -47,7 +48,7 @@ def put_slots(
       implementation: a name of `IMPLEMENTATIONS`; None chooses.
 
     Raises:
-      ValueError: the implementation is unknown.
+      ValueError: the implementation is unknown, or units share scales with others.
     """
     _check(implementation)
     with jax.named_scope("put_slots"):

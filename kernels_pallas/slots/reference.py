@@ -7,11 +7,13 @@ Where a byte holds several tokens and units are single slots, bytes are taken ap
 `put` rewrites the fields of each place in the byte in turn, so that two tokens of one byte may both be replaced.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, UInt8
 
-from kernels_pallas.coded import Parts
+from kernels_pallas.coded import Part, Parts, Rotated
 
 
 def take_slots(parts: Parts, index: Int[Array, "B K units"], *, unit: int) -> Parts:
@@ -23,18 +25,40 @@ def take_slots(parts: Parts, index: Int[Array, "B K units"], *, unit: int) -> Pa
         tokens_third = jnp.moveaxis(array, axis, 2)  # B k entries ...
         return jnp.moveaxis(_take(tokens_third, index[:, ::shared], unit, entries), 2, axis)
 
-    return tuple(part.map_tokens(take) for part in parts)
+    return tuple(_finer(part.map_tokens(take), unit) for part in parts)
+
+
+def _finer(part: Part, unit: int) -> Part:
+    """The same part; where a unit was cut out of a group that shares scales, units have scales of their own."""
+    if isinstance(part, Rotated):
+        return dataclasses.replace(part, parts=tuple(_finer(one, unit) for one in part.parts))
+    return dataclasses.replace(part, token_group=min(part.token_group, unit))
 
 
 def _take(array: jax.Array, index: Int[Array, "B k units"], unit: int, entries: tuple[int, int]) -> jax.Array:
     """Units of `B k entries ...`; a token has numerator / denominator entries."""
     numerator, denominator = entries
     whole, rest = divmod(unit * numerator, denominator)
+    if rest and _is_shared(array, unit, entries):
+        return _take(array, index * unit // denominator, denominator, entries)
     if rest:  # several tokens of a byte may part
         return _join(_take(_spread(array, numerator), index, unit, (1, 1)), numerator)
     units = array.reshape(*array.shape[:2], -1, whole, *array.shape[3:])
     taken = jax.vmap(jax.vmap(lambda array, index: array[index]))(units, index)
     return taken.reshape(*array.shape[:2], -1, *array.shape[3:])
+
+
+def _is_shared(array: jax.Array, unit: int, entries: tuple[int, int]) -> bool:
+    """Whether an array holds scales that a group of units shares, and not bytes that hold several tokens.
+
+    Raises:
+      ValueError: units cross the borders of groups.
+    """
+    if array.dtype == jnp.int8:
+        return False
+    if entries[1] % unit:
+        raise ValueError(f"Units of {unit} slots cross the borders of groups of {entries[1]} that share scales.")
+    return True
 
 
 def put_slots(parts: Parts, new: Parts, slots: Int[Array, "B K units"], *, unit: int) -> Parts:
@@ -54,6 +78,10 @@ def _put(
     """Units of `new` written into `B k entries ...`."""
     numerator, denominator = entries
     whole, rest = divmod(unit * numerator, denominator)
+    if rest and _is_shared(old, unit, entries):
+        raise ValueError(
+            f"Units of {unit} slots share scales with others, {denominator} together, and cannot be replaced."
+        )
     if rest:  # several tokens of a byte may part
         single = slots[..., None] * unit + jnp.arange(unit, dtype=jnp.int32).reshape(1, 1, 1, -1)
         single = jnp.where(slots[..., None] >= 0, single, -1).reshape(*slots.shape[:2], -1)

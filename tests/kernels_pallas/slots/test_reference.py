@@ -12,6 +12,7 @@ from kernels_pallas.slots import merge_heads, put_slots, take_slots
 
 BATCH, HEADS, SLOTS, WIDTH = 2, 3, 48, 6
 BITS = (1, 2, 3, 4, 8)
+TURN = {"basis": None, "mean": None, "frequencies": (1.0, 0.1, 0.01)}
 
 
 def coded(bits, scales, *, heads=HEADS, slots=SLOTS, group=16, seed=0):
@@ -107,6 +108,22 @@ def test_units_that_share_a_channels_scale(bits):
     check_put(parts, (coded(bits, "tokens", slots=32, seed=5),), np.where(drawn_units(2, 3) == 1, -1, 2), unit=16)
 
 
+@pytest.mark.parametrize(("bits", "unit"), [(2, 8), (4, 4), (3, 2)])
+def test_units_of_which_several_share_a_channels_scale(bits, unit):
+    """Pages within a group of 16: what is taken has scales for each unit; an odd number of units, too."""
+    parts = (coded(bits, "tokens"), Rotated(parts=(coded(8, "tokens"),), **TURN))
+    index = drawn_units(3 if unit > 2 else 12, SLOTS // unit)
+    taken = take(parts, jnp.asarray(index), unit=unit)
+    assert (taken[0].token_group, taken[1].parts[0].token_group) == (unit, unit)
+    check_take(parts[:1], index, unit=unit)
+    check_take(parts[1].parts, index, unit=unit)
+    new = (coded(bits, "tokens", slots=16, seed=5),)
+    with pytest.raises(ValueError, match=f"Units of {unit} slots share scales with others, 16 together"):
+        put(parts[:1], new, jnp.asarray(drawn_units(16 // unit, SLOTS // unit)), unit=unit)
+    with pytest.raises(ValueError, match="Units of 12 slots cross the borders of groups of 16 that share scales"):
+        take(parts, jnp.asarray(drawn_units(2, 4)), unit=12)
+
+
 @pytest.mark.parametrize(("bits", "unit"), [(1, 2), (1, 4), (2, 2), (3, 2), (3, 4), (4, 2), (3, 8)])
 def test_units_smaller_than_a_byte(bits, unit):
     """Units of 2 or 4 tokens need not fill a byte of 1-bit codes."""
@@ -127,7 +144,7 @@ def test_floats():
 
 def test_several_parts_at_once():
     """Floats beside codes, and keys from before RoPE, as codecs store them."""
-    turned = Rotated(parts=(coded(4, "token"),), basis=None, mean=None, frequencies=(1.0, 0.1, 0.01))
+    turned = Rotated(parts=(coded(4, "token"),), **TURN)
     parts, index = (coded(2, "channels"), coded(None, "none"), turned), drawn_units(16, SLOTS)
     taken = take(parts, jnp.asarray(index))
     positions = np.broadcast_to(np.arange(SLOTS), (BATCH, HEADS, SLOTS))
