@@ -280,9 +280,9 @@ def _check_round(policy: Policy) -> None:
     page = (policy.selection.page if policy.selection else 1) or 1
     granule = math.lcm(*(codec.granule for codec in policy.all_codecs))
     if page % granule and granule % page:
+        name = type(policy.selection).__name__.lower()
         raise UserError(
-            f"{type(policy.selection).__name__.lower()}(page) is {page}; where {granule} tokens share scales it must be "
-            f"a multiple or a divisor of {granule}."
+            f"{name}(page) is {page}; where {granule} tokens share scales it must be a multiple or a divisor of that."
         )
     unit = math.lcm(8, granule, page)
     size = policy.exact.round
