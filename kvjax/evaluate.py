@@ -192,6 +192,8 @@ def evaluate(settings: Settings, tasks: list[Task], asked: Combinations, report:
         for cell in cells(settings, tasks, tokenizer):
             for policy in policies:
                 if folder.row(cell.task.name, cell.question, str(policy)) is None:
+                    if str(policy) != "full":
+                        evaluator.begin(cell)  # what it compiles is not the policy's
                     since = time.monotonic()
                     with compilations() as counts:
                         row, outputs = evaluator.evaluate(cell, policy)

@@ -143,16 +143,21 @@ class Evaluator:
         self._cell: Cell | None = None
         self._base: list[Followed] = []  # the uncompressed cache's answers to the newest cell, batch by batch
 
+    def begin(self, cell: Cell) -> None:
+        """Has a cell answered by the uncompressed cache, if that is not known yet."""
+        if self._cell is not cell:
+            self.evaluate(cell, Policy())
+
     def evaluate(self, cell: Cell, policy: Policy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs a policy on a cell.
 
         Returns:
           The row for the report, and an object for each example: what was expected, what came, and its score.
         """
-        if self._cell is not cell:
+        if str(policy) != "full":
+            self.begin(cell)
+        elif self._cell is not cell:
             self._cell, self._base = cell, []
-            if str(policy) != "full":
-                self.evaluate(cell, Policy())
         parts = range(0, len(cell.prompts), self._batch)
         own = [self._run(cell, policy, start) for start in parts]
         of_cache = self._of_cache(cell, policy, own[-1].cache)
