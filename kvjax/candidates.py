@@ -122,7 +122,7 @@ class Space:
         A codec's half-way houses to the one with more bits: in keys, or in either half of the layers. A selection with
         each codec, whose budget is then larger. And either with other windows.
         """
-        found = [{**choices, "keys": codec} for codec in self.codecs[1:] if choices["selection"]]
+        found = [{**choices, "keys": codec} for codec in self.codecs[1:]] if choices["selection"] else []
         index = self.codecs.index(choices["keys"])
         if index > 1:
             found.append({**choices, "keys": self.codecs[index - 1], "values": 1})

@@ -115,6 +115,12 @@ def make_cell(
     )
 
 
+def stop_tokens_of(task: Task, tokenizer: Tokenizer) -> list[int]:
+    """Tokens that end an answer: the task's own, and the tokenizer's."""
+    own = tokenizer.encode(task.stop, add_special_tokens=False) if task.stop else []
+    return [*own, *tokenizer.stop_tokens]
+
+
 class Evaluator:
     """A model and what is kept between cells: compiled functions, and the uncompressed cache's answers.
 
@@ -178,10 +184,10 @@ class Evaluator:
     def _run(self, cell: Cell, policy: Policy, start: int, answers: Sequence[list[int]] | None = None) -> Followed:
         """One batch: its own answers; or along given ones, which are a text's where there is nothing to answer.
 
-        All batches have one shape: the last one is filled up with its first rows or those of the cell, which do not
-        count.
+        All batches have one shape: the last is filled up with the cell's first rows, which do not count there.
         """
-        part, count = slice(start, start + self._batch), len(cell.prompts[start : start + self._batch])
+        part = slice(start, start + self._batch)
+        count = len(cell.prompts[part])
         missing = self._batch - count if start else 0
 
         def rows(all_rows: Sequence[list[int]]) -> list[list[int]]:
@@ -197,10 +203,8 @@ class Evaluator:
         if answers is not None:
             found = follow(self._model, policy, rows(cell.prompts), answers=rows(answers), **given)
         else:
-            stop = self._tokenizer.encode(cell.task.stop, add_special_tokens=False) if cell.task.stop else []
-            given |= {"new_tokens": cell.task.new_tokens, "distributions": self._diverges}
-            stop_tokens = [*stop, *self._tokenizer.stop_tokens]
-            found = answer(self._model, policy, rows(cell.prompts), stop_tokens=stop_tokens, **given)
+            given |= {"new_tokens": cell.task.new_tokens, "stop_tokens": stop_tokens_of(cell.task, self._tokenizer)}
+            found = answer(self._model, policy, rows(cell.prompts), distributions=self._diverges, **given)
         counts = (np.arange(len(found.counted)) < count)[:, None]
         return dataclasses.replace(found, counted=found.counted & counts)
 

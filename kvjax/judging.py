@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from kvjax.evaluation import Cell
+from kvjax.evaluation import Cell, stop_tokens_of
 from kvjax.forcing import divergence
 from kvjax.policy import Policy
 from kvjax.search import Score
@@ -91,14 +91,13 @@ class Judge:
         return _Batch(cell=cell, answers=base.answers, scores=scores, base=base)
 
     def _answer(self, cell: Cell) -> Followed:
-        stop = self._tokenizer.encode(cell.task.stop, add_special_tokens=False) if cell.task.stop else []
         return answer(
             self._model,
             Policy(),
             cell.prompts,
             then=cell.then,
             new_tokens=cell.task.new_tokens,
-            stop_tokens=[*stop, *self._tokenizer.stop_tokens],
+            stop_tokens=stop_tokens_of(cell.task, self._tokenizer),
             max_tokens=cell.max_tokens,
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvjax.cache import KVCache
 from kvjax.decoding import LanguageModel, decode_step
-from kvjax.walk import STEPS, Walk, walk
+from kvjax.walk import STEPS, Walk, stop_mask, walk
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -35,7 +35,7 @@ def seconds_per_step(model: LanguageModel, cache: KVCache, *, count: int) -> flo
       count: steps, at least 1.
     """
     batch = cache.num_seen.shape[0]
-    given, stops = np.zeros((batch, STEPS), np.int32), np.zeros(model.cache_shape.vocab_size, bool)
+    given, stops = np.zeros((batch, STEPS), np.int32), stop_mask(model)
     state = Walk(cache=cache, tokens=jnp.zeros((batch,), jnp.int32), left=jnp.full((batch,), count + 1, jnp.int32))
     state, *_ = jax.block_until_ready(walk(model, state, given, stops, np.int32(1)))
     since = time.perf_counter()

@@ -108,13 +108,14 @@ def follow(
     cache = _empty(model, policy, len(prompts), max_tokens, statistics, prepare)
     _, logs, cache = begin(model, cache, prompts, then=then)
     targets, counted = as_targets(answers)
+    stops = stop_mask(model)
     state = Walk(cache=cache, tokens=jnp.asarray(targets[:, 0]), left=jnp.asarray(counted.sum(axis=1) - 1, jnp.int32))
     found = [np.asarray(logs)[:, None]]
     for start in range(1, targets.shape[1], STEPS):
         count = min(STEPS, targets.shape[1] - start)
         given = np.zeros((len(targets), STEPS), np.int32)
         given[:, :count] = targets[:, start : start + count]
-        state, _, logs = walk(model, state, given, _stops(model), np.int32(count))
+        state, _, logs = walk(model, state, given, stops, np.int32(count))
         found.append(np.asarray(logs)[:, :count])
     return Followed(np.concatenate(found, axis=1), targets, counted, state.cache)
 
@@ -141,7 +142,7 @@ def answer(
     """
     cache = _empty(model, policy, len(prompts), max_tokens, statistics, prepare)
     first, logs, cache = begin(model, cache, prompts, then=then)
-    stops = _stops(model, stop_tokens)
+    stops = stop_mask(model, stop_tokens)
     left = np.where(stops[np.asarray(first)], 0, new_tokens - 1).astype(np.int32)
     state = Walk(cache=cache, tokens=first, left=jnp.asarray(left))
     tokens, found = [np.asarray(first)[:, None]], [np.asarray(logs)[:, None]]
@@ -240,7 +241,7 @@ def as_targets(answers: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray
     return targets, np.arange(targets.shape[1])[None] < counts[:, None]
 
 
-def _stops(model: LanguageModel, tokens: Collection[int] = ()) -> np.ndarray:
+def stop_mask(model: LanguageModel, tokens: Collection[int] = ()) -> np.ndarray:
     """Which tokens end a row, `V` bool; a tokenizer may name some that the model never gives."""
     return np.isin(np.arange(model.cache_shape.vocab_size), list(tokens))
 
