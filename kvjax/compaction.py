@@ -169,11 +169,21 @@ def spread_heads(array: Array, heads: int) -> Array:
 
 
 def write_rows(old: Array, new: Array, starts: Int[Array, "B"], due: Bool[Array, "B"], *, axis: int) -> Array:
-    """Rows with `new` written along an axis from each row's start on; those that are not due stay as they are."""
+    """Rows with `new` written along an axis from each row's start on; those that are not due stay as they are.
+
+    A window that starts outside is dropped. Were what lies there read and written back instead, TPUs would copy the
+    whole array into another layout to read it.
+    """
+    window = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=tuple(range(new.ndim - 1)),
+        inserted_window_dims=(),
+        scatter_dims_to_operand_dims=(axis - 1,),
+    )
 
     def row(old: jax.Array, new: jax.Array, start: jax.Array, due: jax.Array) -> jax.Array:
-        kept = jax.lax.dynamic_slice_in_dim(old, start, new.shape[axis - 1], axis=axis - 1)
-        return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(due, new, kept), start, axis=axis - 1)
+        start = jnp.where(due, start, old.shape[axis - 1])[None]
+        drop = jax.lax.GatherScatterMode.FILL_OR_DROP
+        return jax.lax.scatter(old, start, new, window, unique_indices=True, mode=drop)
 
     return jax.vmap(row)(old, new, starts, due)
 
