@@ -2,7 +2,11 @@
 
 from kernels_pallas.coded import Coded, Parts, Rotated, alignment, look_up, pack, read_parts, slice_parts, unpack
 from kernels_pallas.decode_attention import Attended, Segment, decode_attention
-from kernels_pallas.decode_attention import api as _decode_attention
+from kernels_pallas.decode_attention.api import choose as choose_attention
+from kernels_pallas.encode import Integers, Table
+from kernels_pallas.encode import api as _encode
+from kernels_pallas.encode.api import encode
+from kernels_pallas.encode.reference import divide, to_scale, transform
 from kernels_pallas.select import api as _select
 from kernels_pallas.select.api import select
 from kernels_pallas.slots import api as _slots
@@ -11,11 +15,16 @@ from kernels_pallas.slots.api import merge_heads, put_slots, take_slots
 __all__ = [
     "Attended",
     "Coded",
+    "Integers",
     "Parts",
     "Rotated",
     "Segment",
+    "Table",
     "alignment",
+    "choose_attention",
     "decode_attention",
+    "divide",
+    "encode",
     "implementations",
     "look_up",
     "merge_heads",
@@ -25,11 +34,13 @@ __all__ = [
     "select",
     "slice_parts",
     "take_slots",
+    "to_scale",
+    "transform",
     "unpack",
 ]
 
 
 def implementations() -> dict[str, str]:
-    """Which implementation of each operation a run uses; goes into the report."""
-    operations = {"decode_attention": _decode_attention, "select": _select, "slots": _slots}
+    """Which implementation of each operation a run uses, attention apart, where it depends on the cache."""
+    operations = {"encode": _encode, "select": _select, "slots": _slots}
     return {name: operation.chosen_implementation() for name, operation in operations.items()}

@@ -140,9 +140,12 @@ class Codec:
     def encode(self, vectors: Float[Array, "B K S D"], *, positions: Int[Array, "B S"], arrays: Arrays) -> Parts:
         """Stores vectors; S is a multiple of the granule and of 8."""
         numbers = self._centre(self._plain(vectors, positions), arrays)
-        if self.linear is not None:
-            numbers = forward(numbers, self.linear.matrix(arrays), heads=self.linear.heads)
-        return self.quantiser.encode(numbers)
+        if self.linear is None:
+            return self.quantiser.encode(numbers)
+        matrix = self.linear.matrix(arrays)
+        if self.linear.heads > 1:
+            return self.quantiser.encode(forward(numbers, matrix, heads=self.linear.heads))
+        return self.quantiser.encode(numbers, matrix)
 
     def decode(self, parts: Parts, *, positions: Int[Array, "B #K S"], arrays: Arrays) -> Float[Array, "B K S D"]:
         """What the stored parts stand for; attention never needs it, selections do."""

@@ -1,11 +1,17 @@
 """The public function of the operation, and the choice of its implementation."""
 
+import functools
+
 import jax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas.select import reference
+from kernels_pallas import _dispatch
+from kernels_pallas._dispatch import Choice, device_kind, unspread
+from kernels_pallas.select import mosaic_tpu, reference
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("mosaic_tpu", "reference")
+"""Best first."""
 
 
 def select(
@@ -15,6 +21,7 @@ def select(
     recency: Int[Array, "*rows S"],
     budgets: Int[Array, "*rows"],
     implementation: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Bool[Array, "*rows S"]:
     """The slots of each row that are kept: protected ones first, then by score, then the newest.
 
@@ -25,19 +32,58 @@ def select(
       recency: int32, distinct within a row; of equal scores the higher is kept. Negative: an empty slot, never kept.
       budgets: int32, most slots that are kept; may be traced, so that one compilation serves every budget.
       implementation: a name of `IMPLEMENTATIONS`; None chooses.
+      mesh: over which the arrays lie: axis "data" has the last but one of the rows' axes (sequences), "model" the last
+        (heads), each where it divides them. None for the device that JAX runs on; with several, None chooses what the
+        compiler can spread itself.
 
     Returns:
-      True where a slot is kept; at most `budgets` of a row.
+      True where a slot is kept; at most `budgets` of a row. All implementations give the same.
 
     Raises:
-      ValueError: the implementation is unknown.
+      ValueError: the implementation is unknown, or cannot serve the rows.
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"select has no implementation '{implementation}': give one of {', '.join(IMPLEMENTATIONS)}.")
+    chosen = choose(scores.shape, implementation=implementation, mesh=mesh)
+    search = reference.thresholds if chosen.name == "reference" else mosaic_tpu.thresholds
+    function = functools.partial(_select, search=search)
     with jax.named_scope("select"):
-        return reference.select(scores, protected=protected, recency=recency, budgets=budgets)
+        if mesh is None or mesh.size == 1 or chosen.name == "reference":
+            return function(scores, protected, recency, budgets)
+        spec = _spec(budgets.shape, mesh)
+        # The kernel says nothing of how its results vary over the mesh, so that is not checked.
+        spread = jax.shard_map(function, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec, check_vma=False)
+        return spread(scores, protected, recency, budgets)
+
+
+def _select(
+    scores: jax.Array, protected: jax.Array, recency: jax.Array, budgets: jax.Array, **how: object
+) -> jax.Array:
+    return reference.select(scores, protected=protected, recency=recency, budgets=budgets, **how)
+
+
+def _spec(rows: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How rows lie over a mesh."""
+    axes = ("data", "model")
+    if len(rows) < len(axes):
+        return PartitionSpec()
+    spread = (name if size % mesh.shape[name] == 0 else None for name, size in zip(axes, rows[-2:], strict=True))
+    return PartitionSpec(*(None,) * (len(rows) - 2), *spread)
+
+
+def choose(shape: tuple[int, ...], *, implementation: str | None = None, mesh: Mesh | None = None) -> Choice:
+    """What runs for scores `*rows S`: a question of shapes and devices alone.
+
+    Args:
+      shape: of the scores.
+      implementation: the only one that may, or None.
+      mesh: as for `select`.
+
+    Raises:
+      ValueError: the implementation is unknown, or cannot serve the rows.
+    """
+    reason = mosaic_tpu.unsupported(shape, device_kind(mesh)) or (None if implementation else unspread(mesh))
+    return _dispatch.choose("select", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
 
 
 def chosen_implementation() -> str:
-    """The name of what the automatic choice runs."""
-    return "reference"
+    """The name of what the automatic choice runs for rows of common length, where no mesh is given."""
+    return choose((1,)).name

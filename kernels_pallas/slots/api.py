@@ -1,15 +1,22 @@
 """The public functions of the operation, and the choice of its implementation."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from kernels_pallas.coded import Parts
-from kernels_pallas.slots import reference
+from kernels_pallas import _dispatch
+from kernels_pallas._dispatch import Choice, device_kind, unspread
+from kernels_pallas.coded import Coded, Parts
+from kernels_pallas.slots import mosaic_tpu, reference
 from kernels_pallas.slots.reference import merge_heads
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("mosaic_tpu", "reference")
+"""Best first."""
 
-__all__ = ["IMPLEMENTATIONS", "chosen_implementation", "merge_heads", "put_slots", "take_slots"]
+__all__ = ["IMPLEMENTATIONS", "choose_put", "chosen_implementation", "merge_heads", "put_slots", "take_slots"]
 
 
 def take_slots(
@@ -22,21 +29,29 @@ def take_slots(
       index: int32, units of `unit` neighbouring slots. Negative: any.
       unit: slots that move together, a multiple of what shares a scale, or a divisor: units then have scales of their
         own.
-      implementation: a name of `IMPLEMENTATIONS`; None chooses.
+      implementation: "reference", which alone takes; None chooses it.
 
     Returns:
       Parts with `units * unit` slots.
 
     Raises:
-      ValueError: the implementation is unknown, or units cross the borders of groups that share scales.
+      ValueError: the implementation is unknown or does not take, or units cross the borders of groups that share
+        scales.
     """
-    _check(implementation)
+    unsupported = {"mosaic_tpu": "it puts, and does not take", "reference": None}
+    _dispatch.choose("slots", unsupported, implementation=implementation)
     with jax.named_scope("take_slots"):
         return reference.take_slots(parts, index, unit=unit)
 
 
 def put_slots(
-    parts: Parts, new: Parts, slots: Int[Array, "B K units"], *, unit: int = 1, implementation: str | None = None
+    parts: Parts,
+    new: Parts,
+    slots: Int[Array, "B K units"],
+    *,
+    unit: int = 1,
+    implementation: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Parts:
     """Slots overwritten with those of `new`; the others stay as they are, and the arrays are updated in place.
 
@@ -45,21 +60,41 @@ def put_slots(
       new: of the same layout, `units * unit` slots.
       slots: int32, where each unit of `new` goes, in units; distinct. Negative: nowhere.
       unit: slots that move together, a multiple of what shares a scale.
-      implementation: a name of `IMPLEMENTATIONS`; None chooses.
+      implementation: a name of `IMPLEMENTATIONS`; None chooses. The kernel writes packed codes, and leaves what is
+        stored as floats, scales among it, to the reference.
+      mesh: over which the arrays lie: axis "data" has sequences, "model" heads, each where it divides them. None for
+        the device that JAX runs on; with several, None chooses what the compiler can spread itself.
 
     Raises:
-      ValueError: the implementation is unknown, or units share scales with others.
+      ValueError: the implementation is unknown or cannot serve the parts, or units share scales with others.
     """
-    _check(implementation)
+    chosen = choose_put(parts, slots.shape[2], unit=unit, implementation=implementation, mesh=mesh)
+    put_fields = None if chosen.name == "reference" else functools.partial(mosaic_tpu.put_fields, mesh=mesh)
     with jax.named_scope("put_slots"):
-        return reference.put_slots(parts, new, slots, unit=unit)
+        return reference.put_slots(parts, new, slots, unit=unit, put_fields=put_fields)
 
 
-def _check(implementation: str | None) -> None:
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"slots have no implementation '{implementation}': give one of {', '.join(IMPLEMENTATIONS)}.")
+def choose_put(
+    parts: Parts, num_new: int, *, unit: int = 1, implementation: str | None = None, mesh: Mesh | None = None
+) -> Choice:
+    """What overwrites slots: a question of shapes, dtypes and devices alone.
+
+    Args:
+      parts: arrays, or their shapes.
+      num_new: units that come.
+      unit: slots that move together.
+      implementation: the only one that may, or None.
+      mesh: as for `put_slots`.
+
+    Raises:
+      ValueError: the implementation is unknown, or cannot serve the parts.
+    """
+    reason = mosaic_tpu.unsupported(parts, num_new, unit, device_kind(mesh))
+    reason = reason or (None if implementation else unspread(mesh))
+    return _dispatch.choose("slots", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
 
 
 def chosen_implementation() -> str:
-    """The name of what the automatic choice runs."""
-    return "reference"
+    """The name of what the automatic choice puts single slots of codes with, where no mesh is given."""
+    codes = Coded(planes=(jax.ShapeDtypeStruct((1, 1, 128, 128), jnp.int8),), bits=8)
+    return choose_put((codes,), 1).name

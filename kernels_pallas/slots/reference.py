@@ -8,6 +8,7 @@ Where a byte holds several tokens and units are single slots, bytes are taken ap
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -61,11 +62,22 @@ def _is_shared(array: jax.Array, unit: int, entries: tuple[int, int]) -> bool:
     return True
 
 
-def put_slots(parts: Parts, new: Parts, slots: Int[Array, "B K units"], *, unit: int) -> Parts:
-    """See `api.put_slots`."""
+def put_slots(
+    parts: Parts,
+    new: Parts,
+    slots: Int[Array, "B K units"],
+    *,
+    unit: int,
+    put_fields: Callable[..., jax.Array] | None = None,
+) -> Parts:
+    """See `api.put_slots`; `put_fields`, if given, writes single slots into packed bytes."""
 
     def put(array: jax.Array, new: jax.Array, *, axis: int, entries: tuple[int, int]) -> jax.Array:
         shared = slots.shape[1] // array.shape[1]
+        if put_fields is not None and array.dtype == jnp.int8:
+            width = entries[0]
+            fields = new.view(jnp.uint8) if width == 8 else _spread(new, width)
+            return put_fields(array, fields, slots[:, ::shared], width=width)
         old, fresh = jnp.moveaxis(array, axis, 2), jnp.moveaxis(new, axis, 2)
         return jnp.moveaxis(_put(old, fresh, slots[:, ::shared], unit, entries), 2, axis)
 

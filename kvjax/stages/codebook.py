@@ -49,11 +49,6 @@ def distortion(levels: tuple[float, ...], size: int | None = None) -> float:
     return float(1.0 - 2.0 * np.sum(first * points) + np.sum(mass * points**2))
 
 
-def thresholds(levels: tuple[float, ...]) -> tuple[float, ...]:
-    """The middles between levels."""
-    return tuple((low + high) / 2 for low, high in zip(levels, levels[1:], strict=False))
-
-
 @functools.lru_cache(maxsize=16)
 def uniform_step(bits: int) -> float:
     """The step of the mid-rise uniform quantiser, levels (i + 1/2) step, that is best for the normal.

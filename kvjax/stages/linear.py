@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from kvjax._kernels import transform
 from kvjax.errors import UserError
 from kvjax.stages.facts import Arrays, LayerFacts
 from kvjax.stages.rotation import dense_rotation, hadamard_rotation, is_power_of_two
@@ -103,10 +104,9 @@ def _rows_of(matrix: jax.Array | np.ndarray, num_kv_heads: int) -> jax.Array:
 def forward(vectors: Float[Array, "B K S D"], matrix: jax.Array | np.ndarray, *, heads: int) -> jax.Array:
     """Y = x A, summed over `heads` neighbouring heads: `B K/heads S R`."""
     batch, num_kv_heads, num_slots, _ = vectors.shape
-    if matrix.ndim == 2:
-        return jnp.matmul(vectors, matrix, precision=jax.lax.Precision.HIGHEST)
-    columns = jnp.broadcast_to(_rows_of(matrix, num_kv_heads), (batch, num_kv_heads, *matrix.shape[-2:]))
-    by_head = jnp.einsum("BKSD,BKDR->BKSR", vectors, columns, precision=jax.lax.Precision.HIGHEST)
+    by_head = transform(vectors, jnp.asarray(matrix, jnp.float32))
+    if heads == 1:
+        return by_head
     return jnp.sum(by_head.reshape(batch, num_kv_heads // heads, heads, num_slots, -1), axis=2)
 
 

@@ -1,4 +1,4 @@
-"""Quantisers: numbers `B K S R` in float32 to codes, scales and offsets, and how many slots share one unit.
+"""Quantisers: numbers `B K S D` in float32 to codes, scales and offsets, and how many slots share one unit.
 
 Exact        the numbers in a float dtype
 Float8       e4m3 or e5m2, at a scale of 1 or one a token
@@ -12,18 +12,18 @@ Sketch       Levels with one bit fewer, and the signs of a random projection of 
 import abc
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kvjax._kernels import Coded, Parts, pack
+from kvjax._kernels import Coded, Integers, Parts, divide, encode, to_scale, transform
 from kvjax.errors import UserError
 
-SCALE_DTYPE = jnp.float16
-"""Of scales and offsets: 16 bits with 11 of significance, as the published codecs count them."""
-
-Numbers = Float[Array, "B K S R"]
+Numbers = Float[Array, "B K S D"]
+Basis = Float[Any, "... D R"] | None
+"""A transform that comes first, `D R`, `K D R` or `B K D R`; None for the numbers as they are."""
 
 
 class Quantiser(abc.ABC):
@@ -33,8 +33,8 @@ class Quantiser(abc.ABC):
     """Neighbouring slots that share one unit."""
 
     @abc.abstractmethod
-    def encode(self, numbers: Numbers) -> Parts:
-        """Codes of the numbers; S is a multiple of the granule and of 8."""
+    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
+        """Codes of the numbers times the basis; S is a multiple of the granule and of 8."""
 
     def settle(self, size: int, device: jax.Device | None) -> "Quantiser":
         """The quantiser for vectors of `size` numbers on a device (None: no device at hand).
@@ -54,14 +54,9 @@ class Quantiser(abc.ABC):
         return outputs
 
 
-def to_scale(array: jax.Array) -> jax.Array:
-    """A scale as it is stored, held within the dtype's range."""
-    return jnp.clip(array, -65504.0, 65504.0).astype(SCALE_DTYPE)
-
-
-def divide(numbers: jax.Array, scale: jax.Array) -> jax.Array:
-    """Numbers / scale, 0 where the scale is 0."""
-    return jnp.where(scale == 0, 0.0, numbers / jnp.where(scale == 0, 1.0, scale))
+def transformed(numbers: Numbers, basis: Basis) -> Float[Array, "B K S R"]:
+    """The numbers times the basis; R is D without one."""
+    return numbers if basis is None else transform(numbers, jnp.asarray(basis, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +69,9 @@ class Exact(Quantiser):
 
     dtype: str
 
-    def encode(self, numbers: Numbers) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
         """One array of floats."""
-        return (Coded(planes=(numbers.astype(self.dtype),)),)
+        return (Coded(planes=(transformed(numbers, basis).astype(self.dtype),)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +97,9 @@ class Float8(Quantiser):
         is_old = capability.replace(".", "", 1).isdecimal() and float(capability) < 8.9
         return dataclasses.replace(self, dtype="float8_e5m2" if is_old else "float8_e4m3fn")
 
-    def encode(self, numbers: Numbers) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
         """The floats' bytes, and scales `B K S` where asked for."""
-        largest = float(jnp.finfo(self.dtype).max)
+        numbers, largest = transformed(numbers, basis), float(jnp.finfo(self.dtype).max)
         scale = None
         if self.scaled:
             # 448 for both formats: e5m2's own largest would make scales too small for 16 bits
@@ -116,10 +111,7 @@ class Float8(Quantiser):
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(Quantiser):
-    """Evenly spaced levels.
-
-    asymmetric: z = min, s = (max - min) / (2**b - 1), code = round((x - z) / s), kept as x = s code + z
-    symmetric:  s = max|x| / (2**(b-1) - 1), code = round(x / s)
+    """Evenly spaced levels: see `kernels_pallas.encode.reference.Integers`.
 
     Attributes:
       bits: b, of a code.
@@ -151,47 +143,16 @@ class Uniform(Quantiser):
         """Neighbouring slots that share one unit."""
         return self.token_group
 
-    def encode(self, numbers: Numbers) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
         """Codes with scales, and offsets where asymmetric."""
-        grouped, axis = self._group(numbers)
-        half = 1 << (self.bits - 1)
-        if self.symmetric:
-            scale = jnp.max(jnp.abs(grouped), axis=axis, keepdims=True) / (half - 1)
-            steps = divide(grouped, to_scale(scale).astype(jnp.float32))  # by the scale as it will be read
-            codes = jnp.clip(jnp.round(steps), 1 - half, half - 1)
-            return (self._coded(codes, numbers.shape, scale, None),)
-        low, high = jnp.min(grouped, axis=axis, keepdims=True), jnp.max(grouped, axis=axis, keepdims=True)
-        if self.clip < 1.0:
-            middle, reach = (low + high) / 2, (high - low) / 2 * self.clip
-            low, high = middle - reach, middle + reach
-        scale = (high - low) / (2 * half - 1)
-        codes = jnp.clip(jnp.round(divide(grouped - low, scale)), 0, 2 * half - 1)
-        return (self._coded(codes - half, numbers.shape, scale, low),)
-
-    def _group(self, numbers: Numbers) -> tuple[jax.Array, int]:
-        """The numbers with one axis of those that share a scale."""
-        batch, heads, slots, size = numbers.shape
-        if self.token_group > 1:
-            return numbers.reshape(batch, heads, slots // self.token_group, self.token_group, size), 3
-        return numbers.reshape(batch, heads, slots, -1, self.channel_group or size), 4
-
-    def _coded(self, codes: jax.Array, shape: tuple[int, ...], scale: jax.Array, offset: jax.Array | None) -> Coded:
-        return Coded(
-            planes=pack(codes.reshape(shape).astype(jnp.int32), self.bits),
-            scale=self._lay_out(scale),
-            offset=None if offset is None else self._lay_out(offset),
+        rule = Integers(
             bits=self.bits,
-            shift=0.0 if self.symmetric else float(1 << (self.bits - 1)),
+            symmetric=self.symmetric,
             token_group=self.token_group,
+            channel_group=self.channel_group,
+            clip=self.clip,
         )
-
-    def _lay_out(self, scales: jax.Array) -> jax.Array:
-        """`B K S/t R`, `B K C S` or `B K S`, tokens on the last axis where scales belong to them."""
-        stored = to_scale(scales)
-        if self.token_group > 1:
-            return stored[:, :, :, 0]
-        by_token = stored[..., 0]  # B K S C
-        return by_token[..., 0] if self.channel_group is None else jnp.swapaxes(by_token, 2, 3)
+        return (encode(numbers, rule, basis=basis),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +174,8 @@ class Split(Quantiser):
         """Neighbouring slots that share one unit."""
         return math.lcm(self.first.granule, self.second.granule)
 
-    def encode(self, numbers: Numbers) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
         """The parts of the first, then those of the second."""
+        numbers = transformed(numbers, basis)
         width = numbers.shape[-1] // self.share
         return self.first.encode(numbers[..., :width]) + self.second.encode(numbers[..., width:])

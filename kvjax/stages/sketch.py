@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kvjax._kernels import Coded, Parts, pack, read_parts
-from kvjax.stages.quantise import Numbers, Quantiser, to_scale
+from kvjax._kernels import Coded, Parts, pack, read_parts, to_scale
+from kvjax.stages.quantise import Basis, Numbers, Quantiser, transformed
 from kvjax.stages.rotation import dense_rotation
 
 
@@ -38,8 +38,9 @@ class Sketch(Quantiser):
             return np.random.default_rng((self.seed, 1)).normal(size=(size, size)).astype(np.float32)
         return (dense_rotation(size, self.seed + (1 << 31)) * np.sqrt(size)).astype(np.float32)
 
-    def encode(self, numbers: Numbers) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
         """The parts of the levels, then the signs."""
+        numbers = transformed(numbers, basis)
         parts = () if self.levels is None else self.levels.encode(numbers)
         rest = numbers - read_parts(parts) if parts else numbers
         size = numbers.shape[-1]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import integrate, special
 
-from kvjax.stages.codebook import distortion, lloyd_max, normal_float, thresholds, uniform_step
+from kernels_pallas.encode.reference import thresholds
+from kvjax.stages.codebook import distortion, lloyd_max, normal_float, uniform_step
 
 NORMAL_LEVELS = {  # the positive half
     1: [0.79788456],

@@ -1,0 +1,96 @@
+"""The public function of the operation, and the choice of its implementation."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from kernels_pallas import _dispatch
+from kernels_pallas._dispatch import Choice, device_kind, unspread
+from kernels_pallas.coded import Coded
+from kernels_pallas.encode import mosaic_tpu, reference
+from kernels_pallas.encode.reference import Integers, Rule
+
+IMPLEMENTATIONS = ("mosaic_tpu", "reference")
+"""Best first."""
+
+
+def encode(
+    numbers: Float[Array, "B K S D"],
+    rule: Rule,
+    *,
+    basis: Float[Any, "... D R"] | None = None,
+    implementation: str | None = None,
+    mesh: Mesh | None = None,
+) -> Coded:
+    """Packed codes of numbers, or of what a transform makes of them, with their scales.
+
+        y = x A,    code = the level nearest to y / scale by the rule,    bytes as `coded.pack` has them
+
+    Args:
+      numbers: float32 or bfloat16; S is a multiple of 8, and of the tokens that share a scale.
+      rule: `Integers` or `Table`.
+      basis: A, `D R` or `K D R`; None for the numbers as they are.
+      implementation: a name of `IMPLEMENTATIONS`; None chooses.
+      mesh: over which the numbers lie: axis "data" has sequences, "model" heads, each where it divides them. None for
+        the device that JAX runs on; with several, None chooses what the compiler can spread itself.
+
+    Returns:
+      R numbers a slot. Implementations agree but for numbers within rounding of the middle between two levels.
+
+    Raises:
+      ValueError: the implementation is unknown, or cannot serve the numbers.
+    """
+    matrix = None if basis is None else jnp.asarray(basis, jnp.float32)
+    chosen = choose(numbers, rule, basis=matrix, implementation=implementation, mesh=mesh)
+    with jax.named_scope("encode"):
+        if chosen.name == "reference":
+            return reference.encode(numbers, rule, basis=matrix)
+        function = functools.partial(_on_tpu, rule=rule)
+        if mesh is None or mesh.size == 1:
+            return function(numbers, matrix)
+        spread = tuple(
+            name if size % mesh.shape[name] == 0 else None
+            for name, size in zip(("data", "model"), numbers.shape, strict=False)
+        )
+        own = matrix is not None and matrix.ndim == 3
+        in_specs = PartitionSpec(*spread), PartitionSpec(spread[1] if own else None)
+        # The kernel says nothing of how its results vary over the mesh, so that is not checked.
+        over = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec(*spread), check_vma=False)
+        return over(numbers, matrix)
+
+
+def _on_tpu(numbers: jax.Array, basis: jax.Array | None, *, rule: Rule) -> Coded:
+    """What one device does."""
+    planes, scale, offset = mosaic_tpu.encode(numbers, rule, basis=basis)
+    return reference.coded(planes, scale, offset, rule)
+
+
+def choose(
+    numbers: Any, rule: Rule, *, basis: Any = None, implementation: str | None = None, mesh: Mesh | None = None
+) -> Choice:
+    """What encodes numbers: a question of shapes, dtypes and devices alone.
+
+    Args:
+      numbers: an array `B K S D`, or its shape and dtype.
+      rule: for the codes.
+      basis: the transform, or its shape and dtype, or None.
+      implementation: the only one that may, or None.
+      mesh: as for `encode`.
+
+    Raises:
+      ValueError: the implementation is unknown, or cannot serve the numbers.
+    """
+    transform = None if basis is None else basis.shape
+    reason = mosaic_tpu.unsupported(numbers.shape, numbers.dtype, rule, device_kind(mesh), basis=transform)
+    reason = reason or (None if implementation else unspread(mesh))
+    return _dispatch.choose("encode", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
+
+
+def chosen_implementation() -> str:
+    """The name of what the automatic choice runs for numbers with a scale a token, where no mesh is given."""
+    numbers = jax.ShapeDtypeStruct((1, 1, 8, 128), jnp.float32)
+    return choose(numbers, Integers(bits=8, symmetric=True)).name

@@ -1,0 +1,31 @@
+"""The choice of an implementation."""
+
+import jax
+import pytest
+
+from kernels_pallas._dispatch import Choice, choose, device_kind
+
+ANSWERS = {"best": "it wants 128 lanes", "good": None, "reference": None}
+
+
+def test_the_first_that_serves_is_chosen_with_the_reasons_against_better_ones():
+    assert choose("select", ANSWERS) == Choice("good", ("best: it wants 128 lanes",))
+    assert choose("select", {"best": None, "reference": None}) == Choice("best")
+
+
+def test_a_named_one_serves_or_says_why_not():
+    assert choose("select", ANSWERS, implementation="reference") == Choice("reference")
+    with pytest.raises(ValueError, match="select's best cannot serve this: it wants 128 lanes"):
+        choose("select", ANSWERS, implementation="best")
+    with pytest.raises(ValueError, match="select has no implementation 'fast': give one of best, good, reference"):
+        choose("select", ANSWERS, implementation="fast")
+
+
+def test_where_none_serves_all_reasons_are_given():
+    with pytest.raises(ValueError, match="select has no implementation for this: best: it wants 128 lanes"):
+        choose("select", {"best": ANSWERS["best"]})
+
+
+def test_the_device_is_that_of_the_mesh_or_the_one_jax_runs_on():
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    assert device_kind(mesh) == device_kind(None) == "cpu"
