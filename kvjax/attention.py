@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kvjax import axes
-from kvjax._kernels import Attended, Segment, decode_attention
-from kvjax.cache import ExactSegment, LayerCache, PromptTokens
+from kvjax._kernels import Attended, Segment, choose_attention, decode_attention
+from kvjax.cache import ExactSegment, KVCache, LayerCache, PromptTokens
 from kvjax.causal import add_mass, attention_with_mass, causal_attention
 from kvjax.evidence import Evidence, begin, hear, strength
 from kvjax.filling import fill, last_queries_of, waits
@@ -87,14 +87,14 @@ def replay_layer(
     What the chunk's queries give to the prompt's tokens is weighed among the sinks, the chunk's first reading and the
     second; arguments as above.
     """
-    del output, placement
+    del output
     prompt, sinks = layer.prompt, layer.exact.num_sinks
     own = Segment.of_arrays(queries, jnp.swapaxes(keys, 1, 2), values=jnp.swapaxes(values, 1, 2), positions=positions)
     scale = 1.0 / math.sqrt(queries.shape[-1])
 
     def attended(prompt_positions: jax.Array, mass: str | None) -> tuple[Attended, ...]:
         first = Segment.of_arrays(queries, prompt.keys, values=prompt.values, positions=prompt_positions)
-        return decode_attention((first, own), query_positions=positions, scale=scale, mass=mass)
+        return decode_attention((first, own), query_positions=positions, scale=scale, mass=mass, mesh=placement.mesh)
 
     whole = attended(prompt.positions, None)
     in_chunk = (prompt.positions >= prompt.replayed) & (prompt.positions < prompt.replayed + keys.shape[1])
@@ -121,7 +121,7 @@ def decode_layer(
     layer = dataclasses.replace(layer, exact=exact)
     if layer.state is not None:
         layer = _listen(layer, queries, values=values, positions=positions, output=output)
-    return attend(layer, queries, positions=positions)
+    return attend(layer, queries, positions=positions, placement=placement)
 
 
 def _listen(
@@ -141,23 +141,26 @@ def _listen(
     return dataclasses.replace(layer, state=dataclasses.replace(state, exact=begin(state.exact, slots, new)))
 
 
-def attend(layer: LayerCache, queries: axes.Queries, *, positions: axes.Positions) -> tuple[axes.Queries, LayerCache]:
+def attend(
+    layer: LayerCache, queries: axes.Queries, *, positions: axes.Positions, placement: Placement
+) -> tuple[axes.Queries, LayerCache]:
     """Attention of queries over all that a layer holds, one softmax over exact segment and body.
 
     Args:
       layer: the layer.
       queries: `B T N D`, rotated.
       positions: `B T`, theirs; -1 is padding.
+      placement: where the arrays live.
 
     Returns:
       `B T N D`, and the layer with the masses of its tokens added to, where a selection asked for them.
     """
     if layer.state is not None and layer.state.pages is not None and queries.shape[1] > 1:
-        return _token_by_token(layer, queries, positions), layer
+        return _token_by_token(layer, queries, positions, placement), layer
     scale = 1.0 / math.sqrt(queries.shape[-1])
-    segments = (_exact_segment(layer.exact, queries), *_body_segments(layer, queries))
+    segments = segments_of(layer, queries)
     mass = None if layer.state is None else layer.state.mass
-    attended = decode_attention(segments, query_positions=positions, scale=scale, mass=mass)
+    attended = decode_attention(segments, query_positions=positions, scale=scale, mass=mass, mesh=placement.mesh)
     output = attended[0].output
     if layer.body is not None:
         codec, arrays = layer.body.codecs[1], layer.body.arrays(1)
@@ -176,15 +179,41 @@ def _with_mass(state: Evidence, mass: str, attended: tuple[Attended, ...]) -> Ev
     return dataclasses.replace(state, exact=exact, body=body)
 
 
-def _token_by_token(layer: LayerCache, queries: axes.Queries, positions: axes.Positions) -> axes.Queries:
+def _token_by_token(
+    layer: LayerCache, queries: axes.Queries, positions: axes.Positions, placement: Placement
+) -> axes.Queries:
     """Each token reads pages of its own choice, so that a chunk gives what single tokens do."""
 
     def one(token: tuple[jax.Array, jax.Array]) -> jax.Array:
         query, position = token
-        return attend(layer, query[:, None], positions=position[:, None])[0][:, 0]
+        return attend(layer, query[:, None], positions=position[:, None], placement=placement)[0][:, 0]
 
     outputs = jax.lax.map(one, (jnp.swapaxes(queries, 0, 1), positions.T))
     return jnp.swapaxes(outputs, 0, 1)
+
+
+def segments_of(layer: LayerCache, queries: axes.Queries) -> tuple[Segment, ...]:
+    """What queries attend to: the exact segment, and the body where there is one."""
+    return (_exact_segment(layer.exact, queries), *_body_segments(layer, queries))
+
+
+def attention_implementations(cache: KVCache) -> dict[str, str]:
+    """What runs the attention of decode steps over a cache, and why nothing better: by segment, "exact" and "body".
+
+    Layers that differ are named one after another.
+    """
+    found: dict[str, dict[str, None]] = {}
+
+    def note(layer: LayerCache, queries: axes.Queries) -> None:
+        for name, segment in zip(("exact", "body"), segments_of(layer, queries), strict=False):
+            choice = choose_attention(segment, mesh=cache.placement.mesh)
+            words = f"{choice.name} ({'; '.join(choice.reasons)})" if choice.reasons else choice.name
+            found.setdefault(name, {})[words] = None
+
+    for layer in cache.layers:
+        batch, num_heads, size = cache.num_seen.shape[0], cache.shape.num_query_heads, layer.exact.keys.shape[3]
+        jax.eval_shape(note, layer, jax.ShapeDtypeStruct((batch, 1, num_heads, size), layer.exact.keys.dtype))
+    return {name: ", ".join(words) for name, words in found.items()}
 
 
 def _exact_segment(exact: ExactSegment, queries: axes.Queries) -> Segment:

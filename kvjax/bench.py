@@ -3,6 +3,7 @@
     python -m kvjax.bench decode                              seconds per decode step, by batch and context
     python -m kvjax.bench decode --against=transformers       beside Hugging Face transformers on the same weights
     python -m kvjax.bench rounds --policies='int4;kivi'       what a round costs, in decode steps
+    python -m kvjax.bench kernels                             attention over coded keys, beside a copy of memory
 
 Ours and the peer take turns, case by case and repeat by repeat, so that whatever else the machine does falls on both;
 the best repeat of each counts. Weights and cache are float32. Prompts are random, and no token stops a generation.
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from kvjax._program import Settings, run
 from kvjax.accounting import device_bytes
+from kvjax.bench_kernels import measure_kernels
 from kvjax.cache import KVCache
 from kvjax.decoder import read_statistics
 from kvjax.decoding import init_cache, prefill
@@ -129,6 +131,14 @@ _COLUMNS = {
         "round / step": lambda row: f"{row['steps_per_round']:.2f}",
         "share of time": lambda row: f"{row['share_of_time']:.2%}",
     },
+    "kernels": {
+        "runs": lambda row: row["implementation"],
+        "MB": lambda row: f"{row['bytes'] / 1e6:,.1f}",
+        "ms": lambda row: f"{1000 * row['seconds']:.3f}",
+        "GB/s": lambda row: f"{row['bytes_per_second'] / 1e9:,.1f}",
+        "of a copy": lambda row: f"{row['share_of_copy']:.0%}",
+        "times as fast": lambda row: f"{row['times_as_fast_as_first']:.2f}",
+    },
 }
 """What is shown of each benchmark's rows."""
 
@@ -211,9 +221,25 @@ def _measure_rounds(
     }
 
 
+def bench_kernels(settings: Settings) -> dict[str, Any]:
+    """Times attention over segments of each kind; returns the report."""
+    values = settings.flags
+    on_cpu = jax.default_backend() == "cpu"
+    default = ["1x4096"] if on_cpu else ["16x32768"]
+    cases = [parse_case(text) for text in (values["cases"].value if values["cases"].present else default)]
+    report = new_report("kvjax.bench kernels", config=_flag_values(values), policy="")
+    rows = []
+    with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
+        for case in cases:
+            rows += measure_kernels(case, repeats=values["repeats"].value, calls=2 if on_cpu else 20)
+            progress.advance(1)
+    return {**report, "rows": rows}
+
+
 BENCHMARKS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "decode": bench_decode,
     "rounds": bench_rounds,
+    "kernels": bench_kernels,
 }
 
 

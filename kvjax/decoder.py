@@ -17,6 +17,7 @@ from kvjax.accounting import (
     num_evicted,
     num_rounds,
 )
+from kvjax.attention import attention_implementations
 from kvjax.empty import fit_policy
 from kvjax.errors import UserError
 from kvjax.folder import find_checkpoint, find_file, read_json
@@ -79,6 +80,7 @@ class Decoder:
         self._totals = {name: 0.0 for name in ("compile_seconds", "prefill_seconds", "decode_seconds")}
         self._counts = {"prompt_tokens": 0, "new_tokens": 0, "decode_tokens": 0, "rounds": 0, "evicted": 0}
         self._cache: dict[str, Any] = {}
+        self._attention: dict[str, str] = {}
         self._bytes: dict[str, int | None] = {"cache_bytes": None, "full_cache_bytes": None}
 
     def tokens(self, prompt: Prompt) -> list[int]:
@@ -148,6 +150,7 @@ class Decoder:
         cache, generator.cache = generator.cache, None  # freed: the next batch may need another shape
         self._counts["rounds"] += num_rounds(cache)
         self._counts["evicted"] += num_evicted(cache)
+        self._attention = attention_implementations(cache)
         self._cache = {**account(cache), "held_tokens": held_tokens(cache)[: len(prompts)].mean(axis=0).tolist()}
         if self.policy.evicts:
             self._cache["kept_positions"] = describe_kept(cache)  # of the first row
@@ -193,8 +196,10 @@ class Decoder:
 
     def report(self) -> dict[str, Any]:
         """What was decoded so far, with the keys that every report has."""
+        head = new_report("kvjax.decode", config=self._config.to_dict(), policy=str(self.policy))
+        head["implementations"]["decode_attention"] = self._attention
         return {
-            **new_report("kvjax.decode", config=self._config.to_dict(), policy=str(self.policy)),
+            **head,
             **self._bytes,
             "prompt_tokens": self._counts["prompt_tokens"],
             "new_tokens": self._counts["new_tokens"],

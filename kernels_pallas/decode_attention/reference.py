@@ -14,6 +14,7 @@ takes a second walk, and only if asked for.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -103,10 +104,16 @@ def block_slots_for(num_rows: int, num_slots: int, head_size: int, *, multiple: 
 
 
 def decode_attention(
-    segments: tuple[Segment, ...], *, query_positions: Int[Array, "B T"], scale: float, mass: str | None = None
+    segments: tuple[Segment, ...],
+    *,
+    query_positions: Int[Array, "B T"],
+    scale: float,
+    mass: str | None = None,
+    walks: tuple[Callable[..., Running], ...] = (),
 ) -> tuple[Attended, ...]:
-    """See `api.decode_attention`."""
-    walked = [_walk(segment, query_positions, scale) for segment in segments]
+    """See `api.decode_attention`; `walks` are other implementations of `walk`, one a segment."""
+    walks = walks or (walk,) * len(segments)
+    walked = [one(segment, query_positions, scale) for one, segment in zip(walks, segments, strict=True)]
     maximum = walked[0][1]
     for _, other, _ in walked[1:]:
         maximum = jnp.maximum(maximum, other)
@@ -159,8 +166,8 @@ class _Blocks:
         return scores, visible & self.fresh(index)[None, None, None], positions
 
 
-def _walk(segment: Segment, query_positions: Int[Array, "B T"], scale: float) -> Running:
-    """Attention over one segment, block by block."""
+def walk(segment: Segment, query_positions: Int[Array, "B T"], scale: float) -> Running:
+    """Attention over one segment, block by block: output, maximum and sum of weights, not divided by anything yet."""
     batch, num_tokens, num_heads = segment.queries.shape[:3]
     blocks = _Blocks(segment, query_positions, scale)
 

@@ -1,0 +1,389 @@
+"""The body of `mosaic_codes`: one block of slots of some heads.
+
+Queries Q and weights enter the integer matrix unit as two planes of bytes, 16 and 15 bits; products are exact integers.
+
+    scores   x[q, s] = (Q[q] . code[s] + before[q]) a[s] + lift[s]     a: scale of the key; lift: log2 of the value's
+    weights  w[q, s] = 2^(x - largest x of the block)                  so w holds the value's scale already
+    output   sum_s w[q, s] code[s]          sum of weights   sum_s w[q, s] / scale[s]
+
+Codes are never widened one by one. A byte of n codes holds tokens n i, n i + 1, ...: masks cut out one field of every
+byte, so the tokens of a block come in n classes, each of as many lanes as there are rows of bytes. What belongs to
+tokens (scales, which of them count) is brought into this order once for all heads, a head on each sublane. A slot that
+no query sees has a = 0 and lift = -1e30, so neither NaN in its scale nor its codes matter.
+
+    byte         d c b a                     fields of 2 bits, a is token 4 i
+    keys         c b a, b a, a               cut off at the top: differences of scores take the rest apart
+    values       a000, b000, c000, d000      moved to the top, where a byte's sign is the code's
+    tables       000a, 000b, 000c, 000d      places in a tile of 32 levels, which one instruction looks up
+
+Weights are rounded to 1/32512 of the block's largest after a dither was added: a thousand weights of a thousandth of a
+step each would otherwise be none at all beside a large one. A rounded weight, as it stands in the low bits of a float,
+is its own bytes: the matrix unit takes the words of [Q, 128] as [4 Q, 128] bytes, and rows 4 q and 4 q + 1 of the
+product are the weight's two planes. Row 4 q + 2 is made 1 everywhere, and gives what a signed low byte lacks.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from kernels_pallas.decode_attention.mosaic_plan import LANES, Plan, classes
+
+_MASKED = -1e30
+_STEPS = 127 * 256  # of the largest weight
+_TO_INTEGER = 1.5 * 2**23  # added to a float, it leaves the rounded number in its low bits
+_FLIP = 0x00410080  # of a rounded weight's word: low byte minus 128, third byte 1
+_TINIEST = 1  # the least scale of a value that counts, as bits of a float16
+
+
+@dataclasses.dataclass
+class _Refs:
+    """What a step reads and writes; leading axes of length 1 are kept."""
+
+    unit: Any  # 1 H 128
+    queries: Any  # 1 H/beside P D
+    sums: Any  # 1 H Q 128
+    bias: Any  # 1 H Q 128
+    query_positions: Any  # 1 Q 128
+    positions: Any  # 1 #H S
+    keys: Any  # 1 H bytes D
+    key_scale: Any  # 1 H S
+    values: Any  # 1 H bytes V
+    value_scale: Any  # 1 H S
+    key_table: Any  # 32 128
+    value_table: Any  # 32 128
+    dither: Any  # tiles 8 128
+    output: Any  # 1 H Q V
+    maximum: Any  # 1 H Q 128
+    total: Any  # 1 H Q 128
+    a: Any  # tiles H 128, and so on: by class, then by tile
+    lift: Any
+    inverse: Any
+    slot_positions: Any
+    scores: Any  # 2 beside, tiles Q 128
+    products: Any  # 2 beside, V/128, 4 Q 128
+
+
+def kernel(live: jax.Ref, newest: jax.Ref, *given: jax.Ref, plan: Plan, groups: int) -> None:
+    """One step.
+
+    Args:
+      live: blocks of each sequence that hold a slot which a query sees.
+      newest: position of each sequence's newest query.
+      given: what `_Refs` names.
+      plan: what it is written for.
+      groups: steps of a sequence.
+    """
+    names = [field.name for field in dataclasses.fields(_Refs)]
+    missing = ["bias"] * (not plan.biased) + ["query_positions", "slot_positions"] * plan.one_position
+    missing += ["key_table"] * (plan.key_levels is None) + ["value_table"] * (plan.value_levels is None)
+    there = [name for name in names if name not in missing]
+    refs = _Refs(**dict.fromkeys(missing), **dict(zip(there, given, strict=True)))
+    block, sequence = pl.program_id(1), jax.lax.div(pl.program_id(0), groups)
+
+    @pl.when(block == 0)
+    def _() -> None:
+        refs.output[...] = jnp.zeros_like(refs.output)
+        refs.maximum[...] = jnp.full_like(refs.maximum, _MASKED / 10)
+        refs.total[...] = jnp.zeros_like(refs.total)
+
+    @pl.when(block < live[sequence])
+    def _() -> None:
+        _bring_tokens(block, newest[sequence], refs, plan)
+        for first in range(0, plan.heads, plan.beside):
+            _add_block([first + index for index in range(plan.beside)], refs, plan)
+
+
+def _bring_tokens(block: jax.Array, newest: jax.Array, refs: _Refs, plan: Plan) -> None:
+    """Puts what belongs to tokens into the orders of scores and weights, heads on sublanes."""
+    shape = (plan.heads, LANES)
+    lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    of_keys, of_values = classes(plan.key_bits), classes(plan.value_bits)
+    for first in range(0, plan.tiles, of_values):
+        tiles = range(first, first + of_values)
+        visible = [_visible(tile, block, newest, refs, plan) for tile in tiles]
+        words = [jnp.where(seen, _scales(tile, refs), 0) for seen, tile in zip(visible, tiles, strict=True)]
+        for part in range(0, of_values, of_keys):
+            for index in range(of_keys):
+                at = (index * plan.tiles + first + part) // of_keys
+                word = _every(words[part : part + of_keys], index, lane)
+                step = 2.0 ** (-plan.key_bits * index) if plan.key_levels is None else plan.key_step
+                refs.a[at] = _of_half((word >> 3) & (0x7FFF << 13)) * (refs.unit[0] * step)
+                refs.lift[at] = _lift(word)
+                if not plan.one_position:
+                    places = [
+                        jnp.where(seen, jnp.broadcast_to(refs.positions[0, :, _slots(tile)], shape), -1)
+                        for seen, tile in zip(visible, tiles, strict=True)
+                    ]
+                    refs.slot_positions[at] = _every(places[part : part + of_keys], index, lane)
+                if of_keys == of_values:
+                    refs.inverse[at] = _inverse(refs.lift[at])
+        for index in range(of_values if of_keys != of_values else 0):
+            word = _every(words, index, lane)
+            refs.inverse[(index * plan.tiles + first) // of_values] = _inverse(_lift(word))
+
+
+def _slots(tile: int) -> Any:
+    return pl.ds(tile * LANES, LANES)
+
+
+def _visible(tile: int, block: jax.Array, newest: jax.Array, refs: _Refs, plan: Plan) -> jax.Array:
+    """Which slots some query sees, `H 128`."""
+    positions = refs.positions[0, :, _slots(tile)]
+    # As unsigned numbers empty slots (-1) are behind every query.
+    visible = jax.lax.bitcast_convert_type(positions, jnp.uint32) <= newest.astype(jnp.uint32)
+    if plan.num_slots % plan.slots:
+        left = plan.num_slots - block * plan.slots - tile * LANES
+        visible &= jax.lax.broadcasted_iota(jnp.int32, positions.shape, 1) < left
+    return jnp.broadcast_to(visible, (plan.heads, LANES))
+
+
+def _scales(tile: int, refs: _Refs) -> Int[Array, "H 128"]:
+    """The bits of two float16 that are not negative in a word: the key's above the value's, which is not 0."""
+    key, value = (ref[0, :, _slots(tile)].astype(jnp.int32) for ref in (refs.key_scale, refs.value_scale))
+    return (key << 16) | jnp.maximum(value, _TINIEST)
+
+
+def _lift(word: Int[Array, "H 128"]) -> Float[Array, "H 128"]:
+    """The logarithm of the value's scale; far below all where the slot does not count."""
+    value = word & 0xFFFF
+    return jnp.where(value > 0, jnp.log2(_of_half(value << 13)), _MASKED)
+
+
+def _inverse(lift: Float[Array, "H 128"]) -> Float[Array, "H 128"]:
+    """1 / the value's scale, as exactly as `lift` has it; finite where a slot does not count, and its weight 0."""
+    return jnp.minimum(jnp.exp2(-lift), 2.0**24)  # of the least float16
+
+
+def _every(pieces: list[jax.Array], first: int, lane: jax.Array) -> jax.Array:
+    """Lanes `first`, `first` + n, first + 2 n, ... of n pieces beside each other."""
+    count = len(pieces)
+    if count == 1:
+        return pieces[0]
+    if pieces[0].shape[0] == 1:  # one row is not gathered from
+        whole = [jnp.broadcast_to(piece, (8, LANES)) for piece in pieces]
+        return _every(whole, first, jax.lax.broadcasted_iota(jnp.int32, (8, LANES), 1))[:1]
+    index = (lane * count + first) & (LANES - 1)
+    found = None
+    for number, piece in enumerate(pieces):
+        taken = jnp.take_along_axis(piece, index, axis=1, mode="promise_in_bounds")
+        found = taken if found is None else jnp.where(lane >= number * (LANES // count), taken, found)
+    return found
+
+
+def _of_half(shifted: jax.Array) -> jax.Array:
+    """Float16 numbers, not negative, from their bits, 13 places up, where a float32 has them; subnormals included."""
+    normal = jax.lax.bitcast_convert_type(shifted + (112 << 23), jnp.float32)
+    subnormal = jax.lax.bitcast_convert_type(shifted + (113 << 23), jnp.float32) - 2.0**-14
+    return jnp.where(shifted < 1 << 23, subnormal, normal)
+
+
+def _add_block(heads: list[int], refs: _Refs, plan: Plan) -> None:
+    """Adds the block to the rows of heads that go through the matrix unit together."""
+    largest: list[Any] = [None] * len(heads)
+    for start in range(0, plan.slots // classes(plan.key_bits), plan.chunk):
+        _score(heads, start, largest, refs, plan)
+    maxima = [jnp.maximum(jnp.max(one, axis=1, keepdims=True), _MASKED / 10) for one in largest]
+    maxima = [jnp.broadcast_to(one, (plan.rows, LANES)) for one in maxima]
+    sums = _Sums.of(len(heads))
+    for start in range(0, plan.slots // classes(plan.value_bits), plan.chunk):
+        _weigh(heads, start, maxima, sums, refs, plan)
+    for index, head in enumerate(heads):
+        _merge(head, maxima[index], sums, index, refs, plan)
+
+
+@dataclasses.dataclass
+class _Sums:
+    """Of the weights of a block, each a list of heads: lanes are added up at the end."""
+
+    weights: list[Any]  # with the scales of values
+    total: list[Any]  # without
+    products: list[Any]
+
+    @classmethod
+    def of(cls, heads: int) -> "_Sums":
+        """Nothing yet."""
+        return cls([None] * heads, [None] * heads, [None] * heads)
+
+
+def _add(sums: list[Any], index: int, new: jax.Array) -> None:
+    sums[index] = new if sums[index] is None else sums[index] + new
+
+
+def _tiles(start: int, index: int, bits: int, plan: Plan) -> list[int]:
+    """Tiles of one class that a chunk of byte rows holds."""
+    first = index * plan.tiles // classes(bits) + start // LANES
+    return list(range(first, first + plan.chunk // LANES))
+
+
+def _words(codes: jax.Ref, head: int, start: int, plan: Plan) -> jax.Array:
+    """Rows of bytes of a head, four to a word."""
+    return pltpu.bitcast(codes[0, head, pl.ds(start, plan.chunk)], jnp.int32)
+
+
+def _beside(arrays: list[jax.Array], axis: int) -> jax.Array:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=axis)
+
+
+def _in_each_byte(byte: int) -> int:
+    """A byte four times, as a signed word."""
+    word = byte * 0x01010101
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def _score(heads: list[int], start: int, largest: list[Any], refs: _Refs, plan: Plan) -> None:
+    """Scores of a chunk into `refs.scores`; the largest of each row and lane into `largest`."""
+    bits, count, rows = plan.key_bits, classes(plan.key_bits), plan.rows
+    queries = refs.queries[0, heads[0] // plan.beside]
+    table, below = plan.key_levels is not None, None
+    for index in range(count):
+        last = index == count - 1
+        codes = [_key_codes(head, start, index, refs, plan) for head in heads]
+        across = (((1,), (1,)), ((), ()))
+        planes = jax.lax.dot_general(queries, _beside(codes, 1), across, preferred_element_type=jnp.int32)
+        cut = [planes[2 * rows * one : 2 * rows * (one + 1)] for one in range(len(heads))]
+        upto = [(one[:rows] << 8) + one[rows:] for one in cut]
+        field = upto if below is None or table else [one - other for one, other in zip(upto, below, strict=True)]
+        below = upto
+        shift = 0.0 if table else (plan.key_shift - (0 if last else 1 << (bits - 1))) * 2.0 ** (bits * index)
+        for one, head in enumerate(heads):
+            before = refs.sums[0, head] * shift if shift else None
+            products = field[one].astype(jnp.float32)
+            for number, tile in enumerate(_tiles(start, index, bits, plan)):
+                found = products[:, number * LANES : (number + 1) * LANES]
+                found = _finish_scores(found if before is None else found + before, head, tile, refs, plan)
+                refs.scores[head % (2 * plan.beside), tile] = found
+                largest[one] = found if largest[one] is None else jnp.maximum(largest[one], found)
+
+
+def _key_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> Int[Array, "_ D"]:
+    """One class of a chunk's codes: levels of the table, or all fields up to it, each but the top one 0 at least."""
+    bits, count = plan.key_bits, classes(plan.key_bits)
+    if count == 1:
+        return refs.keys[0, head, pl.ds(start, plan.chunk)]
+    words = _words(refs.keys, head, start, plan)
+    if plan.key_levels is not None:
+        return _look_up(words, index, bits, refs.key_table)
+    # Two's complement as it is at the top of a byte; below, 2**(bits-1) more, so that no field borrows.
+    words = words ^ _in_each_byte(sum(1 << (bits * one + bits - 1) for one in range(count - 1)))
+    return pltpu.bitcast(
+        words if index == count - 1 else words & _in_each_byte((1 << bits * (index + 1)) - 1), jnp.int8
+    )
+
+
+def _value_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> Int[Array, "_ V"]:
+    """One class of a chunk's codes: levels of the table, or the field at the top of its byte."""
+    bits, count = plan.value_bits, classes(plan.value_bits)
+    if count == 1:
+        return refs.values[0, head, pl.ds(start, plan.chunk)]
+    words = _words(refs.values, head, start, plan)
+    if plan.value_levels is not None:
+        return _look_up(words, index, bits, refs.value_table)
+    words = words if index == count - 1 else words << (8 - bits * (index + 1))
+    return pltpu.bitcast(words & _in_each_byte(((1 << bits) - 1) << (8 - bits)), jnp.int8)
+
+
+def _look_up(words: Int[Array, "_ D"], index: int, bits: int, table: jax.Ref) -> Int[Array, "_ D"]:
+    """Levels of the fields of one class: a tile of bytes is permuted by a tile of bytes."""
+    flipped = words ^ _in_each_byte(sum(1 << (bits * one + bits - 1) for one in range(classes(bits))))
+    places = pltpu.bitcast((flipped >> (bits * index)) & _in_each_byte((1 << bits) - 1), jnp.int8)
+    levels = table[...]
+
+    def tile(row: int, lane: int) -> jax.Array:
+        found = places[row : row + 32, lane : lane + LANES]
+        return jnp.take_along_axis(levels, found, axis=0, mode="promise_in_bounds")
+
+    lanes = range(0, places.shape[1], LANES)
+    return _beside([_beside([tile(row, lane) for lane in lanes], 1) for row in range(0, places.shape[0], 32)], 0)
+
+
+def _finish_scores(products: jax.Array, head: int, tile: int, refs: _Refs, plan: Plan) -> jax.Array:
+    """Scores in units of ln 2, the value's scale in them, from integers."""
+    scores = products * _row(refs.a, tile, head, plan) + _row(refs.lift, tile, head, plan)
+    if plan.biased:
+        scores = scores + refs.bias[0, head]
+    if not plan.one_position:
+        # As unsigned numbers empty slots (-1) are behind every query, and nothing is before padding (-1 + 1).
+        ahead = jax.lax.bitcast_convert_type(refs.query_positions[0] + 1, jnp.uint32)
+        positions = jax.lax.bitcast_convert_type(_row(refs.slot_positions, tile, head, plan), jnp.uint32)
+        scores = jnp.where(positions < ahead, scores, _MASKED)
+    return scores
+
+
+def _row(ref: jax.Ref, tile: int, head: int, plan: Plan) -> jax.Array:
+    """What belongs to the tokens of a head, for each row."""
+    return jnp.broadcast_to(ref[tile, pl.ds(head, 1)], (plan.rows, LANES))
+
+
+def _weigh(heads: list[int], start: int, maxima: list[jax.Array], sums: _Sums, refs: _Refs, plan: Plan) -> None:
+    """Weights of a chunk times its values, added to `sums`."""
+    for index in range(classes(plan.value_bits)):
+        planes, codes = [], []
+        for one, head in enumerate(heads):
+            tiles = _tiles(start, index, plan.value_bits, plan)
+            planes.append(_beside([_weights(head, tile, one, maxima[one], sums, refs, plan) for tile in tiles], 1))
+            codes.append(_value_codes(head, start, index, refs, plan))
+        products = jnp.dot(_beside(planes, 0), _beside(codes, 1), preferred_element_type=jnp.int32)
+        rows, width = 4 * plan.rows, plan.value_width
+        for one in range(len(heads)):
+            own = products[rows * one : rows * (one + 1), width * one : width * (one + 1)]
+            _add(sums.products, one, own)
+
+
+def _weights(
+    head: int, tile: int, one: int, maximum: jax.Array, sums: _Sums, refs: _Refs, plan: Plan
+) -> Int[Array, "_ 128"]:
+    """A tile of a head's weights as bytes, four rows for one."""
+    scores = _scores_of(head, tile, refs, plan)
+    weights = jnp.exp2(scores - (maximum - math.log2(_STEPS)))
+    _add(sums.total, one, weights * _row(refs.inverse, tile, head, plan))
+    if plan.value_shift:
+        _add(sums.weights, one, weights)
+    dither = _beside([refs.dither[tile % refs.dither.shape[0]]] * (plan.rows // 8), 0)
+    words = jax.lax.bitcast_convert_type(weights + dither + _TO_INTEGER, jnp.int32) ^ _FLIP
+    return pltpu.bitcast(words, jnp.int8)
+
+
+def _scores_of(head: int, tile: int, refs: _Refs, plan: Plan) -> jax.Array:
+    """A tile of scores in the order of values, whose bytes may hold more codes than those of keys."""
+    scores, count = refs.scores, classes(plan.key_bits)
+    ratio, slot = classes(plan.value_bits) // count, head % (2 * plan.beside)
+    if ratio == 1:
+        return scores[slot, tile]
+    of_class = plan.tiles // classes(plan.value_bits)
+    index, number = divmod(tile, of_class)  # tokens n i + index; of keys, class index % n and every ratio-th of it
+    first = index % count * (plan.tiles // count) + number * ratio
+    lane = jax.lax.broadcasted_iota(jnp.int32, (plan.rows, LANES), 1)
+    return _every([scores[slot, first + piece] for piece in range(ratio)], index // count, lane)
+
+
+def _merge(head: int, maximum: jax.Array, sums: _Sums, one: int, refs: _Refs, plan: Plan) -> None:
+    """Adds what a block gave to what the blocks before it gave."""
+    old = refs.maximum[0, head]
+    new = jnp.maximum(old, maximum)
+    decay, share = jnp.exp2(old - new), jnp.exp2(maximum - new) * (1.0 / _STEPS)
+    refs.maximum[0, head] = new
+    refs.total[0, head] = refs.total[0, head] * decay + jnp.sum(sums.total[one], axis=1, keepdims=True) * share
+    shift = 0.0
+    if plan.value_shift:
+        shift = jnp.sum(sums.weights[one], axis=1, keepdims=True) * plan.value_shift
+    slot, width = head % (2 * plan.beside), plan.value_width
+    for part, start in enumerate(range(0, width, LANES)):
+        lanes = min(LANES, width - start)
+        refs.products[slot, part, :, :lanes] = sums.products[one][:, start : start + lanes]
+        low, high, signs = (_every_fourth(refs.products, slot, part, row, plan) for row in range(3))
+        step = 2.0 ** (plan.value_bits - 8) if plan.value_levels is None else plan.value_step
+        added = (high * 256.0 + low + signs * 128.0) * step + shift
+        before = refs.output[0, head, :, start : start + lanes]
+        refs.output[0, head, :, start : start + lanes] = before * decay[:, :lanes] + (added * share)[:, :lanes]
+
+
+def _every_fourth(ref: jax.Ref, slot: int, part: int, first: int, plan: Plan) -> Float[Array, "Q 128"]:
+    """Rows `first`, `first` + 4, ... of products."""
+    rows = ref[pl.ds(slot, 1), pl.ds(part, 1), pl.ds(first, plan.rows, stride=4), :]
+    return rows.reshape(plan.rows, LANES).astype(jnp.float32)

@@ -1,0 +1,135 @@
+"""Attention alone: bytes a second over segments of each kind, beside a copy on the same device.
+
+One query token a row over a full segment of random numbers, 8 key/value heads of 128, four query heads each. Bytes are
+those of keys, values, scales and positions, read once. Calls follow each other inside one compiled loop, each with the
+queries of the one before, so that neither Python nor an idle device is timed.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kvjax._kernels import Coded, Segment, choose_attention, decode_attention
+from kvjax.accounting import device_bytes
+from kvjax.peers import Case
+
+HEADS, GROUP, SIZE = 8, 4, 128
+BUDGET = 2048  # slots that a selection leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What is stored.
+
+    Attributes:
+      bits: of a number; 16 is bfloat16, fewer are codes with a scale a token.
+      slots: at most; None for all of the context.
+    """
+
+    bits: int
+    slots: int | None = None
+
+
+KINDS = {
+    "bf16": Kind(16),
+    "int8": Kind(8),
+    "int4": Kind(4),
+    "int2": Kind(2),
+    f"bf16, budget {BUDGET}": Kind(16, BUDGET),
+    f"int4, budget {BUDGET}": Kind(4, BUDGET),
+}
+"""Name -> kind; the first is what others are compared with."""
+
+
+def measure_kernels(case: Case, *, repeats: int, calls: int) -> list[dict[str, Any]]:
+    """A row for each kind: bytes a second, their share of the copy's, and how much faster than the first kind.
+
+    Args:
+      case: batch and slots.
+      repeats: how often each is measured; the best counts.
+      calls: of a repeat.
+    """
+    rows: list[dict[str, Any]] = []
+    copy = _copy_rate(case, repeats=repeats, calls=calls)
+    for name, kind in KINDS.items():
+        segment = _segment(kind, case)
+        moved = device_bytes((segment.keys, segment.values, segment.positions))
+        attend = jax.jit(functools.partial(_attend, calls=calls))
+        arrays = segment.queries, segment.keys, segment.values, segment.positions
+        seconds = _best(attend, arrays, repeats) / calls
+        rows.append(
+            {
+                "case": str(case),
+                "name": name,
+                "batch": case.batch,
+                "context": case.context,
+                "implementation": choose_attention(segment).name,
+                "bytes": moved,
+                "seconds": seconds,
+                "bytes_per_second": moved / seconds,
+                "share_of_copy": moved / seconds / copy,
+                "times_as_fast_as_first": rows[0]["seconds"] / seconds if rows else 1.0,
+            }
+        )
+    return rows
+
+
+def _segment(kind: Kind, case: Case) -> Segment:
+    slots = min(kind.slots or case.context, case.context)
+    key_of, value_of, query_of = jax.random.split(jax.random.key(0), 3)
+
+    def part(key: jax.Array) -> Coded:
+        shape = (case.batch, HEADS, slots * min(kind.bits, 8) // 8, SIZE)
+        if kind.bits == 16:
+            return Coded(planes=(jax.random.normal(key, shape, jnp.bfloat16),))
+        bytes_ = jax.random.randint(key, shape, -128, 128, jnp.int8)
+        scale = jnp.full((case.batch, HEADS, slots), 1 / (1 << (kind.bits - 1)), jnp.float16)
+        return Coded(planes=(bytes_,), scale=scale, bits=kind.bits, shift=0.5)
+
+    return Segment(
+        queries=jax.random.normal(query_of, (case.batch, 1, HEADS * GROUP, SIZE), jnp.bfloat16),
+        keys=(part(key_of),),
+        values=(part(value_of),),
+        positions=jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (case.batch, 1, slots)),
+        num_kv_heads=HEADS,
+    )
+
+
+def _attend(queries: jax.Array, keys: Any, values: Any, positions: jax.Array, *, calls: int) -> jax.Array:
+    """Attention over and over, each time with what came out before."""
+    newest = jnp.full((queries.shape[0], 1), positions.shape[2], jnp.int32)
+
+    def call(_: jax.Array, queries: jax.Array) -> jax.Array:
+        segment = Segment(queries=queries, keys=keys, values=values, positions=positions, num_kv_heads=HEADS)
+        (found,) = decode_attention((segment,), query_positions=newest, scale=1 / math.sqrt(SIZE))
+        return found.output.astype(queries.dtype)
+
+    return jax.lax.fori_loop(0, calls, call, queries)
+
+
+def _copy_rate(case: Case, *, repeats: int, calls: int) -> float:
+    """Bytes a second of reading and writing an array as large as the keys in bfloat16."""
+    array = jnp.zeros((case.batch * HEADS * case.context, SIZE), jnp.bfloat16)
+
+    @jax.jit
+    def copy(array: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, calls, lambda _, array: array + jnp.bfloat16(1), array)
+
+    return 2 * array.nbytes * calls / _best(copy, (array,), repeats)
+
+
+def _best(function: Callable[..., jax.Array], arguments: tuple[Any, ...], repeats: int) -> float:
+    """Seconds of the fastest call; one more compiles."""
+    jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _ in range(repeats):
+        since = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - since)
+    return min(seconds)

@@ -1,0 +1,31 @@
+"""The named shapes: what a step of each reads, and that the kernel serves them."""
+
+import pytest
+
+from kernels_pallas.decode_attention.cases import CASES
+
+BY_NAME = {case.name: case for case in CASES}
+
+
+def test_names_are_distinct_and_say_kind_and_group():
+    assert len(BY_NAME) == len(CASES)
+    assert {"decode_attention.bf16.g8", "decode_attention.int2.g1", "decode_attention.int8int4.g8"} <= BY_NAME.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("decode_attention.bf16.g8", 1024 * (4 * 2 * 128 * 2 + 4)),
+        ("decode_attention.int8.g4", 2048 * (8 * (2 * 128 + 4) + 4)),
+        ("decode_attention.int4int2.g8", 4096 * (8 * (64 + 32 + 4) + 4)),
+    ],
+)
+def test_a_step_reads_keys_values_scales_and_positions(name, expected):
+    assert BY_NAME[name].step_bytes() == expected
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_kernel_serves_them(case):
+    assert case.runs_on("TPU v6 lite")
+    assert case.runs_on("TPU v5 lite") != case.table
+    assert case.runs_on("TPU7x") == (case.keys == 16)

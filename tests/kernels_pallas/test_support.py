@@ -1,0 +1,42 @@
+"""The table of what runs where: README repeats what the program prints."""
+
+from pathlib import Path
+
+import pytest
+
+from kernels_pallas import support
+
+README = Path(support.__file__).with_name("README.md")
+
+
+def test_readme_repeats_the_table():
+    assert support.table() in README.read_text(encoding="utf-8")
+
+
+def test_every_cell_names_an_implementation_and_cpus_run_the_reference():
+    for row in support.rows():
+        assert row.choose("cpu").name == "reference"
+        assert row.choose("cpu").reasons
+
+
+@pytest.mark.parametrize(
+    ("what", "device", "name"),
+    [
+        ("bfloat16", "v5e", "mosaic_tpu"),
+        ("4 bits", "v6e", "mosaic_tpu"),
+        ("keys 4 bits, values 2", "v5p", "mosaic_tpu"),
+        ("4 bits", "tpu7x", "reference"),
+        ("keys from before RoPE", "v6e", "reference"),
+    ],
+)
+def test_some_cells(what, device, name):
+    (row,) = [row for row in support.rows() if row.what == what]
+    assert row.choose(support.DEVICES[device]).name == name
+
+
+def test_the_program_prints_the_table_and_reasons(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["support", "--reasons"])
+    assert support.main() == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(support.table())
+    assert "decode_attention, 4 bits, tpu7x: mosaic_tpu: TPU7x multiplies no integers" in printed
