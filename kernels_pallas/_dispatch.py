@@ -36,7 +36,7 @@ def choose(operation: str, unsupported: dict[str, str | None], *, implementation
     if implementation is not None:
         reason = unsupported[implementation]
         if reason is not None:
-            raise ValueError(f"{operation}'s {implementation} cannot serve this: {reason}.")
+            raise ValueError(f"{operation}: {implementation} cannot serve this: {reason}.")
         return Choice(implementation)
     reasons = []
     for name, reason in unsupported.items():
@@ -55,3 +55,10 @@ def unspread(mesh: Mesh | None) -> str | None:
     """Why a kernel is not chosen where arrays may lie over devices in a way that nobody said; None if one has all."""
     count = len(jax.devices())
     return f"the mesh over {count} devices is not given" if mesh is None and count > 1 else None
+
+
+def not_a_tpu(device: str) -> str | None:
+    """Why a kernel for TPUs is not chosen on a kind of device; None if it has been compiled for it."""
+    if not device.startswith("TPU"):
+        return f"it runs on TPUs, and this is {device}"
+    return None if device.startswith(("TPU v5", "TPU v6", "TPU7")) else f"it has not been compiled for {device}"

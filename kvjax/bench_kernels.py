@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from kvjax._kernels import Coded, Segment, choose_attention, decode_attention
 from kvjax.accounting import device_bytes
@@ -56,11 +58,13 @@ def measure_kernels(case: Case, *, repeats: int, calls: int) -> list[dict[str, A
       calls: of a repeat.
     """
     rows: list[dict[str, Any]] = []
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))  # the arrays are there, whatever else is
     copy = _copy_rate(case, repeats=repeats, calls=calls)
     for name, kind in KINDS.items():
         segment = _segment(kind, case)
+        chosen = choose_attention(segment, mesh=mesh)
         moved = device_bytes((segment.keys, segment.values, segment.positions))
-        attend = jax.jit(functools.partial(_attend, calls=calls))
+        attend = jax.jit(functools.partial(_attend, calls=calls, mesh=mesh))
         arrays = segment.queries, segment.keys, segment.values, segment.positions
         seconds = _best(attend, arrays, repeats) / calls
         rows.append(
@@ -69,7 +73,8 @@ def measure_kernels(case: Case, *, repeats: int, calls: int) -> list[dict[str, A
                 "name": name,
                 "batch": case.batch,
                 "context": case.context,
-                "implementation": choose_attention(segment).name,
+                "implementation": chosen.name,
+                "reasons": chosen.reasons,
                 "bytes": moved,
                 "seconds": seconds,
                 "bytes_per_second": moved / seconds,
@@ -101,13 +106,13 @@ def _segment(kind: Kind, case: Case) -> Segment:
     )
 
 
-def _attend(queries: jax.Array, keys: Any, values: Any, positions: jax.Array, *, calls: int) -> jax.Array:
+def _attend(queries: jax.Array, keys: Any, values: Any, positions: jax.Array, *, calls: int, mesh: Mesh) -> jax.Array:
     """Attention over and over, each time with what came out before."""
     newest = jnp.full((queries.shape[0], 1), positions.shape[2], jnp.int32)
 
     def call(_: jax.Array, queries: jax.Array) -> jax.Array:
         segment = Segment(queries=queries, keys=keys, values=values, positions=positions, num_kv_heads=HEADS)
-        (found,) = decode_attention((segment,), query_positions=newest, scale=1 / math.sqrt(SIZE))
+        (found,) = decode_attention((segment,), query_positions=newest, scale=1 / math.sqrt(SIZE), mesh=mesh)
         return found.output.astype(queries.dtype)
 
     return jax.lax.fori_loop(0, calls, call, queries)

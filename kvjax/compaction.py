@@ -171,7 +171,7 @@ def spread_heads(array: Array, heads: int) -> Array:
 def write_rows(old: Array, new: Array, starts: Int[Array, "B"], due: Bool[Array, "B"], *, axis: int) -> Array:
     """Rows with `new` written along an axis from each row's start on; those that are not due stay as they are.
 
-    A window that starts outside is dropped. Were what lies there read and written back instead, TPUs would copy the
+    A window that does not fit is dropped whole. Were what lies there read and written back instead, TPUs would copy the
     whole array into another layout to read it.
     """
     window = jax.lax.ScatterDimensionNumbers(

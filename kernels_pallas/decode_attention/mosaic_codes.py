@@ -20,6 +20,7 @@ from kernels_pallas.decode_attention import mosaic_codes_body
 from kernels_pallas.decode_attention.mosaic_plan import LANES, Plan, classes
 
 _DITHERS = 16  # tiles
+_VMEM = 48 * 2**20  # of the 64 MiB that a core has at least
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "scale", "interpret"))
@@ -88,8 +89,12 @@ def run(
 def _as_integers(
     queries: Float[Array, "B k Q D"],
 ) -> tuple[Int[Array, "B k P D"], Float[Array, "B k"], Float[Array, "B k Q"]]:
-    """Two planes of bytes, high ones first, the unit of a head's queries, and the sum of each in this unit."""
-    unit = jnp.max(jnp.abs(queries), axis=(2, 3)) / (127 * 256 + 127)
+    """Two planes of bytes, high ones first, the unit of a head's queries, and the sum of each in this unit.
+
+    Of wide heads the largest is less than two bytes hold, so that products with bytes fit 32 bits.
+    """
+    most = min(127 * 256 + 127, (2**31 - 1) // (128 * queries.shape[3]))
+    unit = jnp.max(jnp.abs(queries), axis=(2, 3)) / most
     whole = jnp.round(queries / jnp.maximum(unit, jnp.finfo(jnp.float32).tiny)[..., None, None]).astype(jnp.int32)
     high = (whole + 128) >> 8
     planes = jnp.concatenate([high, whole - (high << 8)], axis=2).astype(jnp.int8)
@@ -202,9 +207,7 @@ def _call(
             scratch_shapes=scratch,
         ),
         out_shape=[jax.ShapeDtypeStruct((steps, *spec.block_shape[1:]), jnp.float32) for spec in outs],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=48 * 2**20
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM),
         interpret=interpret,
         name="decode_attention",
     )(live, newest, *inputs)

@@ -23,6 +23,7 @@ LANES = 128
 MASKED = -1e30
 _ROWS = 8  # sublanes of a float32 tile: rows come in multiples
 _BLOCK_SLOTS = {4: 512, 2: 1024}
+_VMEM = 48 * 2**20  # of the 64 MiB that a core has at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ def plan_for(
     rows: int,
     num_slots: int,
     num_heads: int,
+    width: int = LANES,
     scale: float = 1.0,
     biased: bool = False,
     shared: bool = True,
@@ -63,11 +65,13 @@ def plan_for(
       rows: Q.
       num_slots: S.
       num_heads: k.
+      width: of keys and values, the larger.
       scale: of products.
       biased: whether queries have a bias.
       shared: whether heads hold the same tokens; else a step has all heads, as their positions fill a tile.
     """
     slots, heads = _BLOCK_SLOTS[jnp.dtype(dtype).itemsize], 4
+    slots = max(slots * LANES // max(width, LANES) // LANES, 1) * LANES
     if not shared:
         slots = max(slots * heads * _ROWS // (num_heads * rows) // LANES, 1) * LANES
         return Plan(min(slots, num_slots), num_heads, rows, num_slots, scale * math.log2(math.e), biased)
@@ -130,7 +134,9 @@ def run(
             out_specs=out_specs,
         ),
         out_shape=[jax.ShapeDtypeStruct((batch, stored, *spec.block_shape[2:]), jnp.float32) for spec in out_specs],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM
+        ),
         interpret=interpret,
         name="decode_attention",
     )(live, holes, *[array for array, _ in inputs])

@@ -102,7 +102,7 @@ def plan_for(
     (key_levels, key_step), (value_levels, value_step) = (as_bytes(part.levels) for part in (keys, values))
     heads = math.gcd(keys.num_heads, 8) if keys.num_heads > 8 else keys.num_heads
     least = least_slots(values.bits)
-    slots = _BLOCK_SLOTS[keys.bits] * 8 // heads * LANES // max(LANES, *widths)
+    slots = _BLOCK_SLOTS[keys.bits] * min(8 // heads, 2) * LANES // max(LANES, *widths)  # more takes minutes to compile
     slots = min(slots, _ROWS_OF_TILES * LANES * 8 // (heads * rows), -(-num_slots // least) * least)
     slots = max(slots // least, 1) * least
     chunk = 2 * LANES if wide and slots % (2 * least) == 0 else LANES

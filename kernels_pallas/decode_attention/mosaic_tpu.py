@@ -12,17 +12,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas._dispatch import device_kind
+from kernels_pallas._dispatch import device_kind, not_a_tpu
 from kernels_pallas.coded import Coded
 from kernels_pallas.decode_attention import mosaic_codes, mosaic_floats, mosaic_plan
+from kernels_pallas.decode_attention.over_mesh import over_mesh
 from kernels_pallas.decode_attention.reference import Running, Segment
 
 _ROWS = 8  # sublanes of a float32 tile: rows come in multiples
 _MOST_ROWS = 128  # of a head; a prompt's chunks are read by XLA
-_NARROW = ("TPU v2", "TPU v3", "TPU v4", "TPU v5")  # chips whose matrix unit is 128 wide
+_NARROW = ("TPU v5",)  # chips whose matrix unit is 128 wide
 
 
 def unsupported(segment: Segment, device: str) -> str | None:
@@ -33,8 +34,8 @@ def unsupported(segment: Segment, device: str) -> str | None:
       device: kind of the device, e.g. "TPU v6 lite".
     """
     keys, values = segment.keys[0], segment.values[0]
-    if not device.startswith("TPU"):
-        return f"it runs on TPUs, and this is {device}"
+    if (reason := not_a_tpu(device)) is not None:
+        return reason
     if segment.owners is not None:
         return "heads share one pool of slots"
     for name, parts in (("keys", segment.keys), ("values", segment.values)):
@@ -94,31 +95,9 @@ def walk(
     Returns:
       Unscaled output, maximum and sum of weights, as the reference's walk gives them.
     """
-    arrays = segment.queries, segment.keys[0], segment.values[0], segment.positions, segment.bias, query_positions
-    function = functools.partial(
-        _walk, scale=scale, wide=not device_kind(mesh).startswith(_NARROW), interpret=interpret
-    )
-    if mesh is None or mesh.size == 1:
-        return function(*arrays)
-    batch, heads = (
-        axis if size % mesh.shape[axis] == 0 else None
-        for axis, size in (("data", query_positions.shape[0]), ("model", segment.keys[0].num_heads))
-    )
-
-    def of_head(array: jax.Array) -> PartitionSpec:
-        return PartitionSpec(batch, heads if array.shape[1] > 1 else None)
-
-    of_query = PartitionSpec(batch, None, heads)
-    in_specs = (
-        of_query,
-        *(jax.tree.map(of_head, part) for part in arrays[1:3]),
-        of_head(segment.positions),
-        None if segment.bias is None else of_query,
-        PartitionSpec(batch),
-    )
-    out_specs = (PartitionSpec(batch, heads),) * 3
-    # The kernel says nothing of how its results vary over the mesh, so that is not checked.
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
+    wide = not device_kind(mesh).startswith(_NARROW)
+    function = functools.partial(_walk, scale=scale, wide=wide, interpret=interpret)
+    return over_mesh(function, segment, query_positions, mesh)
 
 
 def _walk(
@@ -144,6 +123,8 @@ def _walk(
         rows = jnp.swapaxes(array.astype(jnp.float32), 1, 2).reshape(batch, stored, count, *array.shape[3:])
         return jnp.pad(rows, [(0, 0), (0, 0), (0, padded - count)] + [(0, 0)] * (rows.ndim - 3))
 
+    # What padding asks is nothing, and must not set the unit of the others' integers.
+    queries = jnp.where((query_positions >= 0)[:, :, None, None], queries, jnp.zeros_like(queries))
     row_positions = jnp.tile(query_positions, (1, num_heads // stored))  # a group's heads, each with T tokens
     given = {
         "bias": None if bias is None else as_rows(bias) * scale,
@@ -154,8 +135,9 @@ def _walk(
     facts = {"rows": padded, "num_slots": num_slots, "biased": bias is not None}
     if keys.bits is None:
         dtype, planes = keys.planes[0].dtype, (keys.planes[0], values.planes[0])
-        shared = positions.shape[1] == 1
-        floats = mosaic_floats.plan_for(dtype, num_heads=stored, scale=scale, shared=shared, **facts)
+        width = max(plane.shape[3] for plane in planes)
+        facts |= {"num_heads": stored, "width": width, "shared": positions.shape[1] == 1}
+        floats = mosaic_floats.plan_for(dtype, scale=scale, **facts)
         live, holes = _live_blocks(query_positions, positions, floats.slots)
         found = mosaic_floats.run(floats, as_rows(queries), *planes, live=live, holes=holes, **given)
     else:

@@ -14,7 +14,7 @@ a channel of a token group alone to the keys and values. Sums over slots are kep
 step has one reduction, the maximum. Which slots count is said by positions; blocks behind the last live slot are not
 read. What lies in a slot that does not count may be NaN: scores, scales and floats are selected.
 
-Pallas has deprecated its Triton route since JAX 0.11: nothing else depends on this file.
+Pallas has deprecated its Triton route since JAX 0.11: only the choice of `api.py` depends on this file.
 """
 
 import dataclasses
@@ -26,10 +26,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.coded import Coded, look_up, plane_bits
+from kernels_pallas.decode_attention.over_mesh import over_mesh
 from kernels_pallas.decode_attention.reference import Running, Segment
 
 _MASKED = -1e30
@@ -165,6 +166,13 @@ def _unsupported_part(part: Coded) -> str | None:
             return f"are of {plane.dtype}"
         if part.scale is not None:
             return "are floats with scales"
+    if (
+        part.bits is not None
+        and part.bits < 8
+        and part.levels is None
+        and not _is_bfloat16(3 * 2 ** (part.bits - 1) - part.shift)
+    ):
+        return f"have levels shifted by {part.shift}, for which {part.bits} bits leave no room"
     if part.scale is None and (part.offset is not None or part.token_group > 1):
         return "have offsets or groups of tokens without scales"
     if plane.shape[3] // count % _LEAST:
@@ -174,6 +182,11 @@ def _unsupported_part(part: Coded) -> str | None:
     # An offset of so many bytes is taken for a 32-bit integer, which has a sign.
     many = plane.dtype.itemsize == 1 and 2**31 <= math.prod(plane.shape) <= 2**32
     return "take 2 to 4 GiB as bytes" if many else None
+
+
+def _is_bfloat16(number: float) -> bool:
+    """Whether eight binary digits are enough."""
+    return (math.frexp(number)[0] * 256).is_integer()
 
 
 def walk(
@@ -197,23 +210,8 @@ def walk(
       Unscaled output, maximum and sum of weights. The maximum may be less than the largest score by a constant, which
       output and sum make up for.
     """
-    arrays = segment.queries, segment.keys[0], segment.values[0], segment.positions, segment.bias, query_positions
     function = functools.partial(_walk, scale=scale, interpret=interpret)
-    if mesh is None or mesh.size == 1:
-        return function(*arrays)
-    sizes = {"data": query_positions.shape[0], "model": segment.keys[0].num_heads}
-    batch, heads = (axis if size % mesh.shape[axis] == 0 else None for axis, size in sizes.items())
-
-    def of_head(array: jax.Array) -> PartitionSpec:
-        return PartitionSpec(batch, heads if array.shape[1] > 1 else None)
-
-    of_query = PartitionSpec(batch, None, heads)
-    parts = (jax.tree.map(of_head, part) for part in arrays[1:3])
-    bias = None if segment.bias is None else of_query
-    in_specs = (of_query, *parts, of_head(segment.positions), bias, PartitionSpec(batch))
-    out_specs = (PartitionSpec(batch, heads),) * 3
-    # The kernel says nothing of how its results vary over the mesh, so that is not checked.
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
+    return over_mesh(function, segment, query_positions, mesh)
 
 
 class _Arrays(NamedTuple):

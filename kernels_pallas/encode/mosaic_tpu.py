@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas._dispatch import not_a_tpu
 from kernels_pallas.coded import plane_bits
 from kernels_pallas.encode import reference
 from kernels_pallas.encode.reference import LARGEST_SCALE, Integers, Rule, Ways
@@ -30,6 +31,8 @@ from kernels_pallas.encode.reference import LARGEST_SCALE, Integers, Rule, Ways
 _LANES = 128
 _STEP_NUMBERS = 1 << 18  # of a step: 1 MiB
 _UNROLL = 2
+_VMEM = 48 * 2**20  # of the 64 MiB that a core has at least
+_MOST_BASIS = 1 << 21  # numbers of a step's transforms: 16 MiB, twice
 _MOST_NUMBERS = 1024  # of a token
 _DTYPES = (jnp.float32, jnp.bfloat16)
 
@@ -46,14 +49,16 @@ def unsupported(
       device: kind of the device, e.g. "TPU v6 lite".
       basis: shape of the transform, or None.
     """
-    if not device.startswith("TPU"):
-        return f"it runs on TPUs, and this is {device}"
+    if (reason := not_a_tpu(device)) is not None:
+        return reason
     if not reference.by_token(rule):
         return "scales are shared by tokens, or belong to some of a token's numbers"
     if dtype not in _DTYPES:
         return f"numbers are {jnp.dtype(dtype).name}"
     if max(shape[-1], *(basis or ())[-2:], 0) > _MOST_NUMBERS:
         return f"tokens have more than {_MOST_NUMBERS} numbers"
+    if basis is not None and math.prod(basis) > _MOST_BASIS:
+        return f"its transforms have {math.prod(basis)} numbers, more than {_MOST_BASIS}"
     if basis is not None and len(basis) > 3:
         return "each sequence has a transform of its own"
     return None
@@ -177,7 +182,7 @@ def _call(
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=out_shape,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM),
         interpret=interpret,
         name="encode",
     )

@@ -17,6 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int, UInt32
 
+from kernels_pallas._dispatch import not_a_tpu
+
 _ROWS = 8  # sublanes of a tile
 _LANES = 128
 _LOWEST = -(2**31)
@@ -33,8 +35,8 @@ def unsupported(shape: tuple[int, ...], device: str) -> str | None:
       shape: of the scores, `*rows S`.
       device: kind of the device, e.g. "TPU v6 lite".
     """
-    if not device.startswith("TPU"):
-        return f"it runs on TPUs, and this is {device}"
+    if (reason := not_a_tpu(device)) is not None:
+        return reason
     if shape[-1] > _MOST_SLOTS:
         return f"{shape[-1]} slots a row are more than the {_MOST_SLOTS} that fit its memory"
     return None

@@ -20,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
+from kernels_pallas._dispatch import not_a_tpu
 from kernels_pallas.coded import Parts, Rotated
 
 _LANES = 128
@@ -28,6 +29,7 @@ _BLOCK_BYTES = 1024  # of each channel
 _PIECE_BYTES = 128
 _MOST_ODD_BYTES = 256  # which are no whole tiles, and so are not cut
 _MOST_NEW = 1024
+_VMEM = 48 * 2**20  # of the 64 MiB that a core has at least
 _MOST_NUMBERS = 1024
 
 
@@ -40,8 +42,8 @@ def unsupported(parts: Parts, num_new: int, unit: int, device: str) -> str | Non
       unit: slots that move together.
       device: kind of the device, e.g. "TPU v6 lite".
     """
-    if not device.startswith("TPU"):
-        return f"it runs on TPUs, and this is {device}"
+    if (reason := not_a_tpu(device)) is not None:
+        return reason
     if unit != 1:
         return f"units of {unit} slots move together"
     planes = [plane for plane in _planes(parts) if plane.dtype == jnp.int8]
@@ -161,7 +163,7 @@ def _call(
         out_specs=of_block,
         out_shape=jax.ShapeDtypeStruct(plane.shape, plane.dtype),
         input_output_aliases={0: 0},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM),
         interpret=interpret,
         name="slots",
     )

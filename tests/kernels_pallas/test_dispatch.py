@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from kernels_pallas._dispatch import Choice, choose, device_kind
+from kernels_pallas._dispatch import Choice, choose, device_kind, not_a_tpu, unspread
 
 ANSWERS = {"best": "it wants 128 lanes", "good": None, "reference": None}
 
@@ -15,7 +15,7 @@ def test_the_first_that_serves_is_chosen_with_the_reasons_against_better_ones():
 
 def test_a_named_one_serves_or_says_why_not():
     assert choose("select", ANSWERS, implementation="reference") == Choice("reference")
-    with pytest.raises(ValueError, match="select's best cannot serve this: it wants 128 lanes"):
+    with pytest.raises(ValueError, match="select: best cannot serve this: it wants 128 lanes"):
         choose("select", ANSWERS, implementation="best")
     with pytest.raises(ValueError, match="select has no implementation 'fast': give one of best, good, reference"):
         choose("select", ANSWERS, implementation="fast")
@@ -29,3 +29,15 @@ def test_where_none_serves_all_reasons_are_given():
 def test_the_device_is_that_of_the_mesh_or_the_one_jax_runs_on():
     mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     assert device_kind(mesh) == device_kind(None) == "cpu"
+
+
+def test_kernels_for_tpus_want_one_that_they_were_compiled_for():
+    assert not_a_tpu("TPU v5 lite") is None
+    assert not_a_tpu("TPU7x") is None
+    assert not_a_tpu("TPU v4") == "it has not been compiled for TPU v4"
+    assert not_a_tpu("cpu") == "it runs on TPUs, and this is cpu"
+
+
+def test_of_several_devices_somebody_must_say_which():
+    assert unspread(None) == f"the mesh over {len(jax.devices())} devices is not given"
+    assert unspread(jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))) is None

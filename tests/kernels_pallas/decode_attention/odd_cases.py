@@ -70,5 +70,8 @@ CASES = (
     Case("int4, twelve heads", 4, heads=12, group=1),
     Case("int4, one head", 4, heads=1, group=8),
     Case("int8 and int2, two tokens", 8, 2, tokens=2),
+    Case("bf16, four heads of 512", 16, size=512, heads=4),
+    Case("f32, heads with tokens of their own in a chunk", 32, heads=32, group=1, tokens=128, own=True),
+    Case("int2, one head", 2, heads=1, group=8, slots=131_072),
     Case("int4, latent", 4, size=576, value_size=512, heads=1, group=16),
 )

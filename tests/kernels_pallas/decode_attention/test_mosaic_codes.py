@@ -15,6 +15,12 @@ def test_queries_are_two_planes_of_bytes_in_the_unit_of_their_head():
     assert np.abs(whole).max() == 127 * 256 + 127
 
 
+def test_products_of_wide_heads_fit_32_bits():
+    planes, _, _ = mosaic_codes._as_integers(jnp.ones((1, 1, 8, 576), jnp.float32))
+    whole = np.asarray(planes[0, 0, 0], np.int64) * 256 + np.asarray(planes[0, 0, 8])
+    assert 2**31 * 0.99 < whole.sum() * 128 < 2**31
+
+
 def test_a_head_of_zeros_stays_zero():
     planes, unit, sums = mosaic_codes._as_integers(jnp.zeros((1, 1, 8, 64), jnp.float32))
     for array in (planes, unit, sums):

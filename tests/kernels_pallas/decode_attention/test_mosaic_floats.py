@@ -21,6 +21,11 @@ def test_blocks_are_whole_segments_or_several_heads(dtype, slots, heads, rows, e
     assert (found.slots, found.heads) == expected
 
 
+def test_blocks_of_wide_heads_are_shorter():
+    found = mosaic_floats.plan_for(jnp.bfloat16, rows=8, num_slots=16384, num_heads=4, width=576)
+    assert (found.slots, found.heads) == (128, 4)
+
+
 @pytest.mark.parametrize(("heads", "slots"), [(8, 512), (32, 128), (2, 2048)])
 def test_a_step_has_all_heads_where_they_hold_tokens_of_their_own(heads, slots):
     found = mosaic_floats.plan_for(jnp.bfloat16, rows=8, num_slots=16384, num_heads=heads, shared=False)

@@ -26,7 +26,7 @@ WIDE, NARROW = (), ("cpu",)  # what chips have a matrix unit as wide as one head
 def small_blocks(monkeypatch):
     """Several blocks in few slots, with two heads."""
     monkeypatch.setattr(mosaic_floats, "_BLOCK_SLOTS", {4: BLOCK, 2: BLOCK})
-    monkeypatch.setattr(mosaic_plan, "_BLOCK_SLOTS", dict.fromkeys(mosaic_plan.BITS, BLOCK // 4))
+    monkeypatch.setattr(mosaic_plan, "_BLOCK_SLOTS", dict.fromkeys(mosaic_plan.BITS, BLOCK // 2))
 
 
 def part_of(generator, kind, shape, *, empty, shift=0.5):
@@ -180,7 +180,7 @@ def test_a_second_witness_on_numbers_as_they_are_read(kind):
 def test_a_sink_does_not_round_thousands_of_small_weights_to_nothing(kind, place, monkeypatch):
     """One slot with 99 % of the weight beside 8,191 about equal ones, whose values have a mean of their own."""
     monkeypatch.setattr(mosaic_floats, "_BLOCK_SLOTS", {2: 1024})
-    monkeypatch.setattr(mosaic_plan, "_BLOCK_SLOTS", {8: 2048 // 8, 4: 4096 // 8})
+    monkeypatch.setattr(mosaic_plan, "_BLOCK_SLOTS", {8: 2048 // 2, 4: 4096 // 2})
     generator, slots, size = np.random.default_rng(0), 8192, 64
     half = 1 << ((kind if isinstance(kind, int) else 8) - 1)
     codes = generator.integers(-half, half, (2, 1, 1, slots, size))
@@ -280,10 +280,42 @@ def test_what_is_not_served_says_why(index):
     assert reason in mosaic_tpu.unsupported(changed, CHIP)
 
 
+@pytest.mark.parametrize("mass", [None, "sum"])
+def test_one_softmax_over_what_kernels_and_the_reference_walked(mass):
+    """Maxima differ by implementation, outputs and sums make up for it; one row sees one segment, and one sees none."""
+    exact, _ = made("bfloat16", slots=BLOCK, tokens=2, size=128)
+    coded, _ = made(4, slots=BLOCK, tokens=2, size=128, seed=1)
+    later = jnp.where(coded.positions >= 0, coded.positions + BLOCK, -1)
+    coded = dataclasses.replace(coded, queries=exact.queries, positions=later)
+    query_positions = jnp.asarray([[2 * BLOCK, 2 * BLOCK], [BLOCK // 2, -1]], jnp.int32)
+    given = {"query_positions": query_positions, "scale": 128**-0.5, "mass": mass}
+    kernel = functools.partial(mosaic_tpu.walk, interpret=True)
+    expected = reference.decode_attention((exact, coded), **given)
+    for walks in ((kernel, kernel), (reference.walk, kernel)):
+        found = reference.decode_attention((exact, coded), **given, walks=walks)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one.output, other.output, rtol=0, atol=4e-3 * np.abs(other.output).max())
+            np.testing.assert_allclose(one.weight, other.weight, rtol=0, atol=4e-3)
+            if mass is not None:
+                np.testing.assert_allclose(one.mass, other.mass, rtol=0, atol=4e-3 * np.abs(other.mass).max())
+    assert (found[1].weight[1] == 0).all()
+    assert (found[0].output[1, 1] == 0).all()
+
+
+def test_nan_in_padding_touches_no_other_query():
+    segment, _ = made(4, slots=BLOCK, tokens=2, batch=1)
+    query_positions = jnp.asarray([[BLOCK, -1]], jnp.int32)
+    expected = by_kernel(segment, query_positions)
+    spoilt = dataclasses.replace(segment, queries=segment.queries.at[:, 1].set(jnp.nan))
+    assert_equal(by_kernel(spoilt, query_positions), expected, 0.0)
+    assert np.isfinite(expected[0]).all()
+
+
 def test_integers_want_a_chip_that_multiplies_them_and_everything_wants_a_tpu():
     coded, plain = made(8, slots=128)[0], made("bfloat16", slots=128)[0]
     assert mosaic_tpu.unsupported(coded, "TPU7x") == "TPU7x multiplies no integers"
     assert mosaic_tpu.unsupported(plain, "TPU7x") is None
+    assert mosaic_tpu.unsupported(plain, "TPU v4") == "it has not been compiled for TPU v4"
     assert mosaic_tpu.unsupported(plain, "NVIDIA H200") == "it runs on TPUs, and this is NVIDIA H200"
     choice = choose(plain)
     assert choice.name == "reference"

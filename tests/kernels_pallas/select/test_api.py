@@ -21,7 +21,7 @@ def test_a_named_implementation_equals_the_automatic_one():
 def test_an_implementation_that_is_unknown_or_cannot_serve_is_refused():
     with pytest.raises(ValueError, match="no implementation 'cuda': give one of mosaic_tpu, reference"):
         select(SCORES, **SLOTS, budgets=jnp.asarray([2, 3]), implementation="cuda")
-    with pytest.raises(ValueError, match="select's mosaic_tpu cannot serve this: it runs on TPUs, and this is cpu"):
+    with pytest.raises(ValueError, match="select: mosaic_tpu cannot serve this: it runs on TPUs, and this is cpu"):
         select(SCORES, **SLOTS, budgets=jnp.asarray([2, 3]), implementation="mosaic_tpu")
     choice = choose((2, 5))
     assert (choice.name, choice.reasons) == ("reference", ("mosaic_tpu: it runs on TPUs, and this is cpu",))

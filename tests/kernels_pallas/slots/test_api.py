@@ -26,7 +26,7 @@ def test_an_implementation_that_is_unknown_or_cannot_serve_is_refused():
         with pytest.raises(ValueError, match="no implementation 'cuda': give one of mosaic_tpu, reference"):
             function(*arguments, implementation="cuda")
         with pytest.raises(
-            ValueError, match="slots' mosaic_tpu cannot serve this: it (puts, and does not|runs on TPUs)"
+            ValueError, match="slots: mosaic_tpu cannot serve this: it (puts, and does not|runs on TPUs)"
         ):
             function(*arguments, implementation="mosaic_tpu")
     choice = choose_put(PARTS, 2)
