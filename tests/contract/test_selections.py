@@ -186,7 +186,8 @@ def test_a_pool_of_slots_attends_as_a_mask_over_all_tokens_would(policy):
     exact = whole.layers[0].exact
     keys, values = (np.asarray(array, np.float64) for array in (exact.keys, exact.values))
     queries = np.random.default_rng(3).normal(size=(2, 1, 4, 16)).astype(np.float32)
-    found, _ = jax.jit(attend)(cache.layers[0], jnp.asarray(queries), positions=jnp.asarray(seen[:, None]))
+    read = jax.jit(functools.partial(attend, placement=cache.placement))
+    found, _ = read(cache.layers[0], jnp.asarray(queries), positions=jnp.asarray(seen[:, None]))
     for row, head in np.ndindex(2, 4):
         held = kept_positions(cache, row=row)[0][head // 2]
         scores = keys[row, head // 2, held] @ queries[row, 0, head].astype(np.float64) / 4
