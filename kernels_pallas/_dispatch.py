@@ -1,6 +1,8 @@
 """The choice of an implementation: the same question and the same words for every operation."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -51,14 +53,25 @@ def device_kind(mesh: Mesh | None) -> str:
     return (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).device_kind
 
 
-def unspread(mesh: Mesh | None) -> str | None:
-    """Why a kernel is not chosen where arrays may lie over devices in a way that nobody said; None if one has all."""
+def unspread(mesh: Mesh | None, implementation: str | None) -> str | None:
+    """Why a kernel is not chosen where arrays may lie over devices in a way that nobody said.
+
+    None if one device has all, or if an implementation is named: who names it knows.
+    """
     count = len(jax.devices())
-    return f"the mesh over {count} devices is not given" if mesh is None and count > 1 else None
+    wanted = implementation is None and mesh is None and count > 1
+    return f"the mesh over {count} devices is not given" if wanted else None
 
 
-def not_a_tpu(device: str) -> str | None:
-    """Why a kernel for TPUs is not chosen on a kind of device; None if it has been compiled for it."""
-    if not device.startswith("TPU"):
-        return f"it runs on TPUs, and this is {device}"
-    return None if device.startswith(("TPU v5", "TPU v6", "TPU7")) else f"it has not been compiled for {device}"
+def spread(mesh: Mesh, batch: int, heads: int) -> tuple[str | None, str | None]:
+    """The axes of a mesh over which sequences and heads lie: "data" and "model", each where it divides them."""
+    sizes = {"data": batch, "model": heads}
+    return tuple(axis if size % mesh.shape[axis] == 0 else None for axis, size in sizes.items())
+
+
+def on_each_device(
+    function: Callable[..., Any], arrays: tuple[Any, ...], *, mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Any:
+    """What a kernel gives when each device of a mesh runs it on its part of the arrays."""
+    # Kernels say nothing of how their results vary over the mesh, so that is not checked.
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)

@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kernels_pallas.decode_attention import cases as decode_attention
 from kernels_pallas.encode import cases as encode
@@ -35,6 +35,7 @@ _CONTROL = 12  # bundles in a row; between two loops there are more
 TABLE = Path(__file__).with_name("schedule.tsv")
 
 
+@runtime_checkable
 class Case(Protocol):
     """A named shape of an operation; the kernel bears the name's first part."""
 
@@ -115,19 +116,18 @@ class Row:
     libtpu: str
 
 
-def compile_case(name: str, chip: str) -> None:
-    """Compiles one case; to be called in a process of its own, which libtpu's flags are for."""
+def compile_case(case: Case, topology: str) -> Any:
+    """One case, compiled; to be called in a process of its own, which libtpu's flags are for."""
     import jax
     import numpy as np
     from jax.experimental import topologies
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    case = CASES[name]
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     mesh = Mesh(np.array(topology.devices)[:1].reshape(1, 1), ("data", "model"))
     placed = NamedSharding(mesh, PartitionSpec())
     function, shapes = case.build(mesh)
-    jax.jit(function, in_shardings=placed, out_shardings=placed).lower(*shapes).compile()
+    return jax.jit(function, in_shardings=placed, out_shardings=placed).lower(*shapes).compile()
 
 
 def measure(name: str, chip: str) -> Row:
@@ -231,7 +231,7 @@ def main() -> int:
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.compile:
-        compile_case(given.compile, given.chip)
+        compile_case(CASES[given.compile], CHIPS[given.chip].topology)
         return 0
     names = given.cases.split(",") if given.cases else list(CASES)
     if unknown := [name for name in names if name not in CASES]:

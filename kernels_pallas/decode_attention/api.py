@@ -73,7 +73,7 @@ def choose(segment: Segment, *, implementation: str | None = None, mesh: Mesh | 
     Raises:
       ValueError: the implementation is unknown, or cannot serve the segment.
     """
-    spread = None if implementation else unspread(mesh)
+    spread = unspread(mesh, implementation)
     return choose_for(segment, device_kind(mesh), implementation=implementation, spread=spread)
 
 

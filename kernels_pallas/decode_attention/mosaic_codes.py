@@ -15,12 +15,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas._tpu import LANES, VMEM
 from kernels_pallas.coded import Coded
 from kernels_pallas.decode_attention import mosaic_codes_body
-from kernels_pallas.decode_attention.mosaic_plan import LANES, Plan, classes
+from kernels_pallas.decode_attention.mosaic_plan import Plan, classes, last_live
 
 _DITHERS = 16  # tiles
-_VMEM = 48 * 2**20  # of the 64 MiB that a core has at least
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "scale", "interpret"))
@@ -159,8 +159,7 @@ class _Grid:
         return jax.lax.div(step, self.groups)
 
     def _live(self, step: jax.Array, block: jax.Array, live: jax.Ref) -> jax.Array:
-        """The block, or the last one that is alive: it is there already, and is not fetched again."""
-        return jnp.minimum(block, jnp.maximum(live[self._row(step)] - 1, 0))
+        return last_live(self._row(step), block, live)
 
 
 def _call(
@@ -207,7 +206,7 @@ def _call(
             scratch_shapes=scratch,
         ),
         out_shape=[jax.ShapeDtypeStruct((steps, *spec.block_shape[1:]), jnp.float32) for spec in outs],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
         interpret=interpret,
         name="decode_attention",
     )(live, newest, *inputs)

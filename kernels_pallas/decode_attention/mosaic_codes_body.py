@@ -32,7 +32,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.decode_attention.mosaic_plan import LANES, Plan, classes
+from kernels_pallas._tpu import LANES
+from kernels_pallas.decode_attention.mosaic_plan import Plan, classes
 
 _MASKED = -1e30
 _STEPS = 127 * 256  # of the largest weight
@@ -108,6 +109,12 @@ def _bring_tokens(block: jax.Array, newest: jax.Array, refs: _Refs, plan: Plan) 
         tiles = range(first, first + of_values)
         visible = [_visible(tile, block, newest, refs, plan) for tile in tiles]
         words = [jnp.where(seen, _scales(tile, refs), 0) for seen, tile in zip(visible, tiles, strict=True)]
+        places = []
+        if not plan.one_position:
+            places = [
+                jnp.where(seen, jnp.broadcast_to(refs.positions[0, :, _slots(tile)], shape), -1)
+                for seen, tile in zip(visible, tiles, strict=True)
+            ]
         for part in range(0, of_values, of_keys):
             for index in range(of_keys):
                 at = (index * plan.tiles + first + part) // of_keys
@@ -116,10 +123,6 @@ def _bring_tokens(block: jax.Array, newest: jax.Array, refs: _Refs, plan: Plan) 
                 refs.a[at] = _of_half((word >> 3) & (0x7FFF << 13)) * (refs.unit[0] * step)
                 refs.lift[at] = _lift(word)
                 if not plan.one_position:
-                    places = [
-                        jnp.where(seen, jnp.broadcast_to(refs.positions[0, :, _slots(tile)], shape), -1)
-                        for seen, tile in zip(visible, tiles, strict=True)
-                    ]
                     refs.slot_positions[at] = _every(places[part : part + of_keys], index, lane)
                 if of_keys == of_values:
                     refs.inverse[at] = _inverse(refs.lift[at])
@@ -236,6 +239,11 @@ def _in_each_byte(byte: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
+def _signs(bits: int, count: int) -> int:
+    """The sign bits of the first fields of each byte, as a word."""
+    return _in_each_byte(sum(1 << (bits * index + bits - 1) for index in range(count)))
+
+
 def _score(heads: list[int], start: int, largest: list[Any], refs: _Refs, plan: Plan) -> None:
     """Scores of a chunk into `refs.scores`; the largest of each row and lane into `largest`."""
     bits, count, rows = plan.key_bits, classes(plan.key_bits), plan.rows
@@ -270,7 +278,7 @@ def _key_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> In
     if plan.key_levels is not None:
         return _look_up(words, index, bits, refs.key_table)
     # Two's complement as it is at the top of a byte; below, 2**(bits-1) more, so that no field borrows.
-    words = words ^ _in_each_byte(sum(1 << (bits * one + bits - 1) for one in range(count - 1)))
+    words = words ^ _signs(bits, count - 1)
     return pltpu.bitcast(
         words if index == count - 1 else words & _in_each_byte((1 << bits * (index + 1)) - 1), jnp.int8
     )
@@ -290,7 +298,7 @@ def _value_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> 
 
 def _look_up(words: Int[Array, "_ D"], index: int, bits: int, table: jax.Ref) -> Int[Array, "_ D"]:
     """Levels of the fields of one class: a tile of bytes is permuted by a tile of bytes."""
-    flipped = words ^ _in_each_byte(sum(1 << (bits * one + bits - 1) for one in range(classes(bits))))
+    flipped = words ^ _signs(bits, classes(bits))
     places = pltpu.bitcast((flipped >> (bits * index)) & _in_each_byte((1 << bits) - 1), jnp.int8)
     levels = table[...]
 

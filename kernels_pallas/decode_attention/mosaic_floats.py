@@ -19,11 +19,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-LANES = 128
+from kernels_pallas._tpu import LANES, VMEM
+from kernels_pallas.decode_attention.mosaic_plan import last_live
+
 MASKED = -1e30
 _ROWS = 8  # sublanes of a float32 tile: rows come in multiples
 _BLOCK_SLOTS = {4: 512, 2: 1024}
-_VMEM = 48 * 2**20  # of the 64 MiB that a core has at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ def run(
         ),
         out_shape=[jax.ShapeDtypeStruct((batch, stored, *spec.block_shape[2:]), jnp.float32) for spec in out_specs],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_VMEM
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM
         ),
         interpret=interpret,
         name="decode_attention",
@@ -164,18 +165,13 @@ class _Grid:
     def of_slots(self, width: int) -> pl.BlockSpec:
         """Keys or values `B k S D`."""
         size = (1, self.plan.heads, self.plan.slots, width)
-        return pl.BlockSpec(size, lambda row, group, block, live, _: (row, group, _live(row, block, live), 0))
+        return pl.BlockSpec(size, lambda row, group, block, live, _: (row, group, last_live(row, block, live), 0))
 
     def on_lanes(self, heads: int) -> pl.BlockSpec:
         """An array `B K S` or `B 1 S`, of all heads."""
         return pl.BlockSpec(
-            (1, heads, self.plan.slots), lambda row, group, block, live, _: (row, 0, _live(row, block, live))
+            (1, heads, self.plan.slots), lambda row, group, block, live, _: (row, 0, last_live(row, block, live))
         )
-
-
-def _live(row: jax.Array, block: jax.Array, live: jax.Ref) -> jax.Array:
-    """The block, or the last one that is alive: it is there already, and is not fetched again."""
-    return jnp.minimum(block, jnp.maximum(live[row] - 1, 0))
 
 
 def _kernel(live: jax.Ref, holes: jax.Ref, *refs: jax.Ref, plan: Plan) -> None:

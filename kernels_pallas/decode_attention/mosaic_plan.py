@@ -3,9 +3,12 @@
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas._tpu import LANES
 from kernels_pallas.coded import Coded
 
-LANES = 128
 _ROWS_OF_TILES = 512  # (heads a step) (tiles of 128 slots) (tiles of 8 rows): length of the unrolled program
 _BLOCK_SLOTS = {8: 2048, 4: 4096, 2: 8192}  # with eight heads: 2 MiB of keys
 BITS = tuple(_BLOCK_SLOTS)
@@ -127,3 +130,8 @@ def plan_for(
         biased=biased,
         one_position=one_position,
     )
+
+
+def last_live(row: jax.Array, block: jax.Array, live: jax.Ref) -> jax.Array:
+    """The block of a sequence, or the last one that is alive: it is there already, and is not fetched again."""
+    return jnp.minimum(block, jnp.maximum(live[row] - 1, 0))

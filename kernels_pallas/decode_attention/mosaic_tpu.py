@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas._dispatch import device_kind, not_a_tpu
+from kernels_pallas._dispatch import device_kind
+from kernels_pallas._tpu import LANES, not_a_tpu
 from kernels_pallas.coded import Coded
 from kernels_pallas.decode_attention import mosaic_codes, mosaic_floats, mosaic_plan
 from kernels_pallas.decode_attention.over_mesh import over_mesh
-from kernels_pallas.decode_attention.reference import Running, Segment
+from kernels_pallas.decode_attention.reference import Running, Segment, live_slots
 
 _ROWS = 8  # sublanes of a float32 tile: rows come in multiples
 _MOST_ROWS = 128  # of a head; a prompt's chunks are read by XLA
@@ -63,7 +64,7 @@ def _unsupported_part(part: Coded, num_slots: int, device: str) -> str | None:
         return None if plain and not part.dtype else "are 8-bit floats, or floats with scales"
     if part.bits not in mosaic_plan.BITS:
         return f"have {part.bits} bits"
-    if part.levels is not None and (part.bits == 8 or part.shift or part.planes[0].shape[3] % mosaic_plan.LANES):
+    if part.levels is not None and (part.bits == 8 or part.shift or part.planes[0].shape[3] % LANES):
         return "have levels of a table, and are not 2 or 4 bits of heads of 128 or 256"
     if part.levels is not None and device.startswith(_NARROW):
         return f"have levels of a table, and {device} looks no bytes up"
@@ -132,17 +133,18 @@ def _walk(
         "query_positions": jnp.pad(row_positions, ((0, 0), (0, padded - count)), constant_values=-1),
         "interpret": interpret,
     }
+    last = live_slots(query_positions, positions)
     facts = {"rows": padded, "num_slots": num_slots, "biased": bias is not None}
     if keys.bits is None:
         dtype, planes = keys.planes[0].dtype, (keys.planes[0], values.planes[0])
         width = max(plane.shape[3] for plane in planes)
         facts |= {"num_heads": stored, "width": width, "shared": positions.shape[1] == 1}
         floats = mosaic_floats.plan_for(dtype, scale=scale, **facts)
-        live, holes = _live_blocks(query_positions, positions, floats.slots)
+        live, holes = -(-last // floats.slots), _holes(query_positions, positions, floats.slots)
         found = mosaic_floats.run(floats, as_rows(queries), *planes, live=live, holes=holes, **given)
     else:
         codes = mosaic_plan.plan_for(keys, values, one_position=num_tokens == 1, wide=wide, **facts)
-        live, _ = _live_blocks(query_positions, positions, codes.slots)
+        live = -(-last // codes.slots)
         found = mosaic_codes.run(codes, as_rows(queries), keys, values, live=live, scale=scale, **given)
 
     def as_heads(array: jax.Array) -> jax.Array:
@@ -152,14 +154,10 @@ def _walk(
     return as_heads(found[0]), as_heads(found[1]), as_heads(found[2])
 
 
-def _live_blocks(
-    query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"], slots: int
-) -> tuple[Int[Array, "B"], Int[Array, "B J"]]:
-    """How many blocks of each sequence hold a slot that one of its queries sees, and which hold one that none sees."""
+def _holes(query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"], slots: int) -> Int[Array, "B J"]:
+    """Which blocks of each sequence hold a slot that none of its queries sees."""
     newest = jnp.max(query_positions, axis=1)[:, None, None]
     seen = (positions >= 0) & (positions <= newest)  # B K S
     padding = -positions.shape[2] % slots
     blocks = jnp.pad(seen, [(0, 0), (0, 0), (0, padding)]).reshape(*seen.shape[:2], -1, slots)
-    index = jnp.arange(blocks.shape[2], dtype=jnp.int32)
-    live = jnp.max(jnp.where(jnp.any(blocks, axis=(1, 3)), index + 1, 0), axis=1)
-    return live, jnp.any(~blocks, axis=(1, 3)).astype(jnp.int32)
+    return jnp.any(~blocks, axis=(1, 3)).astype(jnp.int32)

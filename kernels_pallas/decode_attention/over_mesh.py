@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int
 
+from kernels_pallas._dispatch import on_each_device, spread
 from kernels_pallas.decode_attention.reference import Running, Segment
 
 
@@ -23,8 +24,7 @@ def over_mesh(
     arrays = segment.queries, segment.keys[0], segment.values[0], segment.positions, segment.bias, query_positions
     if mesh is None or mesh.size == 1:
         return function(*arrays)
-    sizes = {"data": query_positions.shape[0], "model": segment.keys[0].num_heads}
-    batch, heads = (axis if size % mesh.shape[axis] == 0 else None for axis, size in sizes.items())
+    batch, heads = spread(mesh, query_positions.shape[0], segment.keys[0].num_heads)
 
     def of_head(array: jax.Array) -> PartitionSpec:
         return PartitionSpec(batch, heads if array.shape[1] > 1 else None)
@@ -34,5 +34,4 @@ def over_mesh(
     bias = None if segment.bias is None else of_query
     in_specs = (of_query, *parts, of_head(segment.positions), bias, PartitionSpec(batch))
     out_specs = (PartitionSpec(batch, heads),) * 3
-    # The kernels say nothing of how their results vary over the mesh, so that is not checked.
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
+    return on_each_device(function, arrays, mesh=mesh, in_specs=in_specs, out_specs=out_specs)

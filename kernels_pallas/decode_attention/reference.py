@@ -143,7 +143,7 @@ class _Blocks:
         stored = max(part.num_heads for part in segment.keys)
         rows, multiple = segment.queries.shape[0] * stored, max(alignment(segment.keys), alignment(segment.values))
         self.size = block_slots_for(rows, self.num_slots, self._queries.shape[3], multiple=multiple)
-        self.count = -(-_live_slots(query_positions, segment.positions) // self.size)
+        self.count = -(-jnp.max(live_slots(query_positions, segment.positions)) // self.size)
 
     def start(self, index: jax.Array) -> jax.Array:
         """The first slot; the last block is moved back to end with the segment."""
@@ -240,12 +240,12 @@ def _visible(
     return visible & (segment.owners[:, :, None, :] == heads)
 
 
-def _live_slots(query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"]) -> Int[Array, ""]:
-    """One past the last slot that any query of any row sees."""
+def live_slots(query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"]) -> Int[Array, "B"]:
+    """One past the last slot of each row that any of its queries sees."""
     newest = jnp.max(query_positions, axis=1)[:, None, None]
     seen = (positions >= 0) & (positions <= newest)
     slots = jnp.arange(positions.shape[2], dtype=jnp.int32)[None, None, :]
-    return jnp.max(jnp.where(seen, slots + 1, 0))
+    return jnp.max(jnp.where(seen, slots + 1, 0), axis=(1, 2))
 
 
 def _of_heads(array: jax.Array, num_heads: int) -> jax.Array:

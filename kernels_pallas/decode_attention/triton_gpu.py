@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas.coded import Coded, look_up, plane_bits
 from kernels_pallas.decode_attention.over_mesh import over_mesh
-from kernels_pallas.decode_attention.reference import Running, Segment
+from kernels_pallas.decode_attention.reference import Running, Segment, live_slots
 
 _MASKED = -1e30
 _NOTHING = _MASKED / 10  # the maximum of no slot: above what is masked, so that its weights are 0
@@ -253,7 +253,7 @@ def _walk(
         _in_fields(keys, plan.fields),
         _in_fields(values, plan.fields),
         positions.reshape(-1, positions.shape[2] // plan.fields, plan.fields),
-        _live_blocks(query_positions, positions, plan.fields * plan.rows),
+        -(-live_slots(query_positions, positions) // (plan.fields * plan.rows)),
         (_table(keys, _key_dtype(keys)), _table(values, _value_dtype(values))),
     )
     output, maximum, sums = _call(arrays, scale=scale * math.log2(math.e), plan=plan, interpret=interpret)
@@ -278,14 +278,6 @@ def _value_dtype(values: Coded) -> Any:
     if values.bits is None and not values.dtype:
         return values.planes[0].dtype
     return jnp.bfloat16 if _has(values, "scale") else jnp.float16
-
-
-def _live_blocks(query_positions: Int[Array, "B T"], positions: Int[Array, "B #k S"], slots: int) -> Int[Array, "B"]:
-    """How many blocks of each sequence to walk: up to the last slot that one of its queries sees."""
-    newest = jnp.max(query_positions, axis=1)[:, None, None]
-    index = jnp.arange(positions.shape[2], dtype=jnp.int32)[None, None, :]
-    seen = (positions >= 0) & (positions <= newest)
-    return jnp.max(jnp.where(seen, index // slots + 1, 0), axis=(1, 2))
 
 
 def _call(arrays: _Arrays, *, scale: float, plan: Plan, interpret: Any) -> tuple[jax.Array, ...]:

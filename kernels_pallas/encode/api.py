@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from kernels_pallas import _dispatch
-from kernels_pallas._dispatch import Choice, device_kind, unspread
+from kernels_pallas._dispatch import Choice, device_kind, on_each_device, spread, unspread
 from kernels_pallas.coded import Coded
 from kernels_pallas.encode import mosaic_tpu, reference
 from kernels_pallas.encode.reference import Integers, Rule
@@ -52,15 +52,10 @@ def encode(
         function = functools.partial(_on_tpu, rule=rule)
         if mesh is None or mesh.size == 1:
             return function(numbers, matrix)
-        spread = tuple(
-            name if size % mesh.shape[name] == 0 else None
-            for name, size in zip(("data", "model"), numbers.shape, strict=False)
-        )
-        own = matrix is not None and matrix.ndim == 3
-        in_specs = PartitionSpec(*spread), PartitionSpec(spread[1] if own else None)
-        # The kernel says nothing of how its results vary over the mesh, so that is not checked.
-        over = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec(*spread), check_vma=False)
-        return over(numbers, matrix)
+        batch, heads = spread(mesh, *numbers.shape[:2])
+        own, spec = matrix is not None and matrix.ndim == 3, PartitionSpec(batch, heads)
+        in_specs = spec, PartitionSpec(heads if own else None)
+        return on_each_device(function, (numbers, matrix), mesh=mesh, in_specs=in_specs, out_specs=spec)
 
 
 def _on_tpu(numbers: jax.Array, basis: jax.Array | None, *, rule: Rule) -> Coded:
@@ -86,7 +81,7 @@ def choose(
     """
     transform = None if basis is None else basis.shape
     reason = mosaic_tpu.unsupported(numbers.shape, numbers.dtype, rule, device_kind(mesh), basis=transform)
-    reason = reason or (None if implementation else unspread(mesh))
+    reason = reason or unspread(mesh, implementation)
     return _dispatch.choose("encode", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
 
 

@@ -23,15 +23,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas._dispatch import not_a_tpu
+from kernels_pallas._tpu import LANES, VMEM, not_a_tpu
 from kernels_pallas.coded import plane_bits
 from kernels_pallas.encode import reference
 from kernels_pallas.encode.reference import LARGEST_SCALE, Integers, Rule, Ways
 
-_LANES = 128
 _STEP_NUMBERS = 1 << 18  # of a step: 1 MiB
 _UNROLL = 2
-_VMEM = 48 * 2**20  # of the 64 MiB that a core has at least
 _MOST_BASIS = 1 << 21  # numbers of a step's transforms: 16 MiB, twice
 _MOST_NUMBERS = 1024  # of a token
 _DTYPES = (jnp.float32, jnp.bfloat16)
@@ -90,7 +88,7 @@ def blocks_for(bits: int, *, num_slots: int, num_heads: int, size: int) -> Block
     """
     # A tile of bytes has 32 rows, which takes 256 tokens of the narrowest plane if that is one bit wide.
     piece = piece_of(bits)
-    tokens = max(_STEP_NUMBERS // max(size, _LANES) // 1024, 1) * 1024
+    tokens = max(_STEP_NUMBERS // max(size, LANES) // 1024, 1) * 1024
     if num_slots > tokens:
         return Blocks(tokens=tokens, heads=1, piece=piece)
     heads = tokens // num_slots
@@ -104,7 +102,7 @@ def unrolled(count: int) -> int:
 
 def piece_of(bits: int) -> int:
     """Tokens that fill whole tiles of packed bytes."""
-    return max(_LANES, 256 // plane_bits(bits)[-1])
+    return max(LANES, 256 // plane_bits(bits)[-1])
 
 
 def encode(
@@ -172,9 +170,9 @@ def _call(
         rows = blocks.tokens * bits // 8
         out_specs.append(pl.BlockSpec((blocks.heads, rows, width), lambda head, block: (head, block, 0)))
         out_shape.append(jax.ShapeDtypeStruct((num_heads, num_slots * bits // 8, width), jnp.int8))
-    of_step = (num_facts, blocks.heads, blocks.tokens // _LANES, _LANES)
+    of_step = (num_facts, blocks.heads, blocks.tokens // LANES, LANES)
     out_specs.append(pl.BlockSpec(of_step, lambda head, block: (0, head, block, 0)))
-    out_shape.append(jax.ShapeDtypeStruct((num_facts, num_heads, num_slots // _LANES, _LANES), jnp.float32))
+    out_shape.append(jax.ShapeDtypeStruct((num_facts, num_heads, num_slots // LANES, LANES), jnp.float32))
     unroll = 1 if interpret else unrolled(blocks.heads * blocks.tokens // blocks.piece)
     call = pl.pallas_call(
         functools.partial(_kernel, rule=rule, piece=blocks.piece, unroll=unroll, transformed=basis is not None),
@@ -182,7 +180,7 @@ def _call(
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=out_shape,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM),
         interpret=interpret,
         name="encode",
     )
@@ -198,15 +196,15 @@ def _kernel(numbers: jax.Ref, *refs: jax.Ref, rule: Rule, piece: int, unroll: in
     def encode_piece(index: jax.Array, _: None) -> None:
         head, place = jax.lax.div(index, per_head), jax.lax.rem(index, per_head)
         codes = []
-        for offset in range(piece // _LANES):
-            start = place * piece + offset * _LANES
-            some = numbers[head, pl.ds(pl.multiple_of(start, _LANES), _LANES), :].astype(jnp.float32)
+        for offset in range(piece // LANES):
+            start = place * piece + offset * LANES
+            some = numbers[head, pl.ds(pl.multiple_of(start, LANES), LANES), :].astype(jnp.float32)
             if basis is not None:
                 matrix = basis[head if basis.shape[0] > 1 else 0]
                 some = jnp.dot(some, matrix, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
             code, *of_token = reference.encode_token(some, rule, Ways(_gather, _spread, _as_half))
             codes.append(code)
-            row = place * (piece // _LANES) + offset
+            row = place * (piece // LANES) + offset
             for fact in range(facts.shape[0]):
                 facts[fact, head, pl.ds(row, 1), :] = of_token[fact]
         together = codes[0] if len(codes) == 1 else jnp.concatenate(codes, axis=0)
@@ -222,7 +220,7 @@ def _kernel(numbers: jax.Ref, *refs: jax.Ref, rule: Rule, piece: int, unroll: in
 
 def _diagonal() -> jax.Array:
     """Where token and lane are the same, `128 128`."""
-    token, lane = (jax.lax.broadcasted_iota(jnp.int32, (_LANES, _LANES), axis) for axis in (0, 1))
+    token, lane = (jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES), axis) for axis in (0, 1))
     return token == lane
 
 

@@ -7,7 +7,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import _dispatch
-from kernels_pallas._dispatch import Choice, device_kind, unspread
+from kernels_pallas._dispatch import Choice, device_kind, on_each_device, spread, unspread
 from kernels_pallas.select import mosaic_tpu, reference
 
 IMPLEMENTATIONS = ("mosaic_tpu", "reference")
@@ -49,9 +49,8 @@ def select(
         if mesh is None or mesh.size == 1 or chosen.name == "reference":
             return function(scores, protected, recency, budgets)
         spec = _spec(budgets.shape, mesh)
-        # The kernel says nothing of how its results vary over the mesh, so that is not checked.
-        spread = jax.shard_map(function, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec, check_vma=False)
-        return spread(scores, protected, recency, budgets)
+        arrays = scores, protected, recency, budgets
+        return on_each_device(function, arrays, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec)
 
 
 def _select(
@@ -62,11 +61,9 @@ def _select(
 
 def _spec(rows: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """How rows lie over a mesh."""
-    axes = ("data", "model")
-    if len(rows) < len(axes):
+    if len(rows) < 2:
         return PartitionSpec()
-    spread = (name if size % mesh.shape[name] == 0 else None for name, size in zip(axes, rows[-2:], strict=True))
-    return PartitionSpec(*(None,) * (len(rows) - 2), *spread)
+    return PartitionSpec(*(None,) * (len(rows) - 2), *spread(mesh, *rows[-2:]))
 
 
 def choose(shape: tuple[int, ...], *, implementation: str | None = None, mesh: Mesh | None = None) -> Choice:
@@ -80,7 +77,7 @@ def choose(shape: tuple[int, ...], *, implementation: str | None = None, mesh: M
     Raises:
       ValueError: the implementation is unknown, or cannot serve the rows.
     """
-    reason = mosaic_tpu.unsupported(shape, device_kind(mesh)) or (None if implementation else unspread(mesh))
+    reason = mosaic_tpu.unsupported(shape, device_kind(mesh)) or unspread(mesh, implementation)
     return _dispatch.choose("select", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
 
 

@@ -17,10 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int, UInt32
 
-from kernels_pallas._dispatch import not_a_tpu
+from kernels_pallas._tpu import LANES, not_a_tpu
 
 _ROWS = 8  # sublanes of a tile
-_LANES = 128
 _LOWEST = -(2**31)
 _STEP_KEYS = 1 << 18  # of all rows of a step, 256 tiles written out one after the other
 _PIECE_SLOTS = 1 << 13  # of longer rows, in a loop
@@ -82,15 +81,15 @@ def _search(
     """Fills up to whole tiles, and runs the kernel."""
     num_rows, num_slots = keys.shape
     below = -num_rows % _ROWS
-    beside = -num_slots % (_LANES if num_slots * _ROWS <= _STEP_KEYS else _PIECE_SLOTS)
+    beside = -num_slots % (LANES if num_slots * _ROWS <= _STEP_KEYS else _PIECE_SLOTS)
     # Rows that fill up have no key, and are done at once.
     keys, ages = (
         jnp.pad(array, [(0, below), (0, beside)], constant_values=fill) for array, fill in ((keys, _LOWEST), (ages, -1))
     )
     wanted = jnp.pad(wanted, [(0, below), (0, 0)], constant_values=1)
     step = rows_for(*keys.shape)
-    of_step = [pl.BlockSpec((step, width), lambda index: (index, 0)) for width in (keys.shape[1], 1, _LANES)]
-    found = jax.ShapeDtypeStruct((keys.shape[0], _LANES), jnp.int32)
+    of_step = [pl.BlockSpec((step, width), lambda index: (index, 0)) for width in (keys.shape[1], 1, LANES)]
+    found = jax.ShapeDtypeStruct((keys.shape[0], LANES), jnp.int32)
     best, newest = pl.pallas_call(
         _kernel,
         grid=(pl.cdiv(keys.shape[0], step),),
@@ -150,12 +149,12 @@ def _count(holds: Any, keys: jax.Ref, ages: jax.Ref) -> jax.Array:
     def of_piece(index: jax.Array | int, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         start = pl.ds(index * size if isinstance(index, int) else pl.multiple_of(index * size, size), size)
         some_keys, some_ages = keys.at[:, start], ages.at[:, start]
-        for offset in range(0, size, _LANES):
-            tile = pl.ds(offset, _LANES)
+        for offset in range(0, size, LANES):
+            tile = pl.ds(offset, LANES)
             held = holds(some_keys.at[:, tile], some_ages.at[:, tile]).astype(jnp.int32)
             totals = (*totals[1:], totals[0] + held)
         return totals
 
-    zeros = (jnp.zeros((rows, _LANES), jnp.int32),) * apart
+    zeros = (jnp.zeros((rows, LANES), jnp.int32),) * apart
     totals = of_piece(0, zeros) if size == num_slots else jax.lax.fori_loop(0, num_slots // size, of_piece, zeros)
-    return jnp.broadcast_to(jnp.sum(sum(totals[1:], totals[0]), axis=1, keepdims=True), (rows, _LANES))
+    return jnp.broadcast_to(jnp.sum(sum(totals[1:], totals[0]), axis=1, keepdims=True), (rows, LANES))

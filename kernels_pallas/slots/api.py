@@ -90,7 +90,7 @@ def choose_put(
       ValueError: the implementation is unknown, or cannot serve the parts.
     """
     reason = mosaic_tpu.unsupported(parts, num_new, unit, device_kind(mesh))
-    reason = reason or (None if implementation else unspread(mesh))
+    reason = reason or unspread(mesh, implementation)
     return _dispatch.choose("slots", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
 
 

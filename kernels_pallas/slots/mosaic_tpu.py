@@ -20,16 +20,15 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
-from kernels_pallas._dispatch import not_a_tpu
+from kernels_pallas._dispatch import on_each_device, spread
+from kernels_pallas._tpu import LANES, VMEM, not_a_tpu
 from kernels_pallas.coded import Parts, Rotated
 
-_LANES = 128
 _TILE = 32  # rows of bytes in a register
 _BLOCK_BYTES = 1024  # of each channel
 _PIECE_BYTES = 128
 _MOST_ODD_BYTES = 256  # which are no whole tiles, and so are not cut
 _MOST_NEW = 1024
-_VMEM = 48 * 2**20  # of the 64 MiB that a core has at least
 _MOST_NUMBERS = 1024
 
 
@@ -102,15 +101,8 @@ def put_fields(
 
     if mesh is None or mesh.size == 1:
         return put(plane, fields, slots)
-    spec = PartitionSpec(
-        *(
-            name if size % mesh.shape[name] == 0 else None
-            for name, size in zip(("data", "model"), plane.shape, strict=False)
-        )
-    )
-    # The kernel says nothing of how its results vary over the mesh, so that is not checked.
-    spread = jax.shard_map(put, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
-    return spread(plane, fields, slots)
+    spec = PartitionSpec(*spread(mesh, *plane.shape[:2]))
+    return on_each_device(put, (plane, fields, slots), mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)
 
 
 def _put(
@@ -124,7 +116,7 @@ def _put(
     """What one device does."""
     *heads, num_bytes, size = plane.shape
     per_byte, ones = 8 // width, (1 << width) - 1
-    beside = [(0, 0), (0, 0), (0, -slots.shape[2] % _LANES)]
+    beside = [(0, 0), (0, 0), (0, -slots.shape[2] % LANES)]
     slots = jnp.pad(slots, beside, constant_values=-1)
     fields = jnp.pad(fields, [*beside, (0, 0)])
     at = jnp.where(slots >= 0, slots // per_byte, -1)
@@ -163,7 +155,7 @@ def _call(
         out_specs=of_block,
         out_shape=jax.ShapeDtypeStruct(plane.shape, plane.dtype),
         input_output_aliases={0: 0},
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM),
         interpret=interpret,
         name="slots",
     )

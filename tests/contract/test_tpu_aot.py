@@ -1,21 +1,10 @@
 """Compiles the decode step with coded bodies for TPU chips that are not there, and reads what its buffers take."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.tpu_aot,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler: pip install 'kvjax[aot]'"
-    ),
-]
+from tests.libtpu import needs_libtpu, run
 
 # Two layers of Qwen3-8B on one chip: layers are alike, and the whole model takes minutes to compile.
 COMPILE = """
@@ -53,6 +42,7 @@ for text in sys.argv[2:]:
 """
 
 
+@needs_libtpu
 @pytest.mark.parametrize(
     ("topology", "policies"),
     [
@@ -62,19 +52,7 @@ for text in sys.argv[2:]:
 )
 def test_coded_bodies_take_their_stated_bits_on_tpus(topology, policies, record_property):
     """At 32,768 tokens: cache at most 1.03 times what codecs state, temporaries at most one layer in float32."""
-    environment = dict(
-        os.environ,
-        JAX_PLATFORMS="cpu",
-        XLA_FLAGS="",
-        JAX_DISABLE_MOST_OPTIMIZATIONS="0",
-        TPU_SKIP_MDS_QUERY="1",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        TPU_WORKER_HOSTNAMES="localhost",
-        TPU_WORKER_ID="0",
-        PYTHONPATH=str(Path(__file__).resolve().parent.parent.parent),
-    )
-    command = [sys.executable, "-c", COMPILE, topology, *policies]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run(COMPILE, topology, *policies)
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert len(lines) == len(policies), done.stderr[-3000:]
     for memory in map(json.loads, lines):

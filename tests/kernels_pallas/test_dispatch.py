@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from kernels_pallas._dispatch import Choice, choose, device_kind, not_a_tpu, unspread
+from kernels_pallas._dispatch import Choice, choose, device_kind, spread, unspread
+from kernels_pallas._tpu import not_a_tpu
 
 ANSWERS = {"best": "it wants 128 lanes", "good": None, "reference": None}
 
@@ -39,5 +40,13 @@ def test_kernels_for_tpus_want_one_that_they_were_compiled_for():
 
 
 def test_of_several_devices_somebody_must_say_which():
-    assert unspread(None) == f"the mesh over {len(jax.devices())} devices is not given"
-    assert unspread(jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))) is None
+    assert unspread(None, None) == f"the mesh over {len(jax.devices())} devices is not given"
+    assert unspread(jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,)), None) is None
+    assert unspread(None, "mosaic_tpu") is None
+
+
+def test_sequences_and_heads_lie_over_axes_that_divide_them():
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    assert spread(mesh, 4, 2) == ("data", "model")
+    assert spread(mesh, 3, 2) == (None, "model")
+    assert spread(mesh, 1, 1) == (None, None)

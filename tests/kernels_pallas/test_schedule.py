@@ -2,11 +2,11 @@
 
 import csv
 import dataclasses
-import importlib.util
 
 import pytest
 
 from kernels_pallas import schedule
+from tests.libtpu import needs_libtpu
 
 DEPTHS = [0, 1, 1, 2, 3, 3, 1, 2, *[1] * 12, 2, 0]  # the 1 between two 2 is control
 SPILLS = [1, 1, 0, 0, 1, 0, 0, 1, *[0] * 12, 1, 0]
@@ -46,9 +46,7 @@ def test_the_table_has_every_chip_and_case():
     assert next(iter(committed().values())).keys() == {field.name for field in dataclasses.fields(schedule.Row)}
 
 
-@pytest.mark.tpu_aot
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'kvjax[aot]'")
+@needs_libtpu
 @pytest.mark.parametrize(
     ("chip", "case"),
     [

@@ -1,25 +1,11 @@
 """Compiles Qwen3-8B's decode step for a slice of eight TPU chips that is not there, and prints bytes per chip."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import pytest
-
-pytestmark = [
-    pytest.mark.tpu_aot,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU compiler: pip install 'kvjax[aot]'"
-    ),
-]
+from tests.libtpu import needs_libtpu, run
 
 BATCH, MAX_TOKENS = 16, 32_768
 
-# A process of its own: libtpu reads its environment once, and other tests pretend that CPUs are eight devices.
 COMPILE = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -47,25 +33,9 @@ print("RESULT", json.dumps({
 """
 
 
+@needs_libtpu
 def test_qwen3_8b_decodes_on_v6e_2x4(record_property):
-    environment = dict(
-        os.environ,
-        JAX_PLATFORMS="cpu",
-        XLA_FLAGS="",
-        JAX_DISABLE_MOST_OPTIMIZATIONS="0",
-        TPU_SKIP_MDS_QUERY="1",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        TPU_WORKER_HOSTNAMES="localhost",
-        TPU_WORKER_ID="0",
-        PYTHONPATH=str(Path(__file__).resolve().parent.parent.parent),
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, "v6e:2x4", str(BATCH), str(MAX_TOKENS)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(COMPILE, "v6e:2x4", str(BATCH), str(MAX_TOKENS))
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert results, done.stderr[-3000:]
     memory = json.loads(results[0].removeprefix("RESULT "))

@@ -12,8 +12,10 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas.coded import Coded, Rotated, pack
 from kernels_pallas.decode_attention import Segment, mosaic_floats, mosaic_plan, mosaic_tpu, reference
 from kernels_pallas.decode_attention.api import choose, decode_attention
-from tests.kernels_pallas.aot import compile_cases, needs_libtpu
+from tests.kernels_pallas.aot import compile_cases
 from tests.kernels_pallas.decode_attention import odd_cases
+from tests.kernels_pallas.decode_attention.running import assert_equal, finished
+from tests.libtpu import needs_libtpu
 
 CHIP = "TPU v6 lite"
 KINDS = ("float32", "bfloat16", 8, 4, 2)
@@ -67,21 +69,6 @@ def by_kernel(segment, query_positions, *, interpret=True, mesh=None):
 
 def by_reference(segment, query_positions):
     return finished(reference.walk(segment, query_positions, segment.queries.shape[3] ** -0.5))
-
-
-def finished(running):
-    output, maximum, total = (np.asarray(array, np.float64) for array in running)
-    seen = total > 0
-    total = np.where(seen, total, 1.0)
-    return np.where(seen[..., None], output / total[..., None], 0.0), np.where(seen, maximum + np.log(total), -np.inf)
-
-
-def assert_equal(ours, theirs, tolerance):
-    for one, other in zip(ours, theirs, strict=True):
-        finite = np.isfinite(other)
-        np.testing.assert_array_equal(np.isfinite(one), finite)
-        atol = tolerance * max(np.abs(other[finite]).max(initial=0.0), 1e-6)
-        np.testing.assert_allclose(one[finite], other[finite], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,6 +21,7 @@ import pytest
 
 from kernels_pallas.coded import Coded, Rotated, pack
 from kernels_pallas.decode_attention import Segment, reference, triton_gpu
+from tests.kernels_pallas.decode_attention.running import assert_equal, finished
 
 CHIP = "NVIDIA H200"
 FLOATS = ("float32", "bfloat16", "float16")
@@ -115,21 +116,6 @@ def arrays_of(segment, query_positions):
     return segment.queries, segment.keys[0], segment.values[0], segment.positions, query_positions, segment.bias
 
 
-def finished(running):
-    output, maximum, total = (np.asarray(array, np.float64) for array in running)
-    seen = total > 0
-    total = np.where(seen, total, 1.0)
-    return np.where(seen[..., None], output / total[..., None], 0.0), np.where(seen, maximum + np.log(total), -np.inf)
-
-
-def assert_equal(ours, theirs, tolerance):
-    for one, other in zip(ours, theirs, strict=True):
-        finite = np.isfinite(other)
-        np.testing.assert_array_equal(np.isfinite(one), finite)
-        atol = tolerance * max(np.abs(other[finite]).max(initial=0.0), 1e-6)
-        np.testing.assert_allclose(one[finite], other[finite], rtol=0, atol=atol)
-
-
 @pytest.mark.parametrize(
     ("keys", "values"),
     [
@@ -187,7 +173,7 @@ def test_queries_see_what_is_before_them_and_padding_sees_nothing():
 def test_blocks_are_walked_up_to_the_last_slot_that_is_seen():
     positions = jnp.asarray([[[0, 1, -1, 5, 2, 9, -1, -1]], [[-1] * 8], [[7, -1, -1, -1, -1, -1, -1, 3]]], jnp.int32)
     newest = jnp.asarray([[5], [5], [3]], jnp.int32)
-    assert triton_gpu._live_blocks(newest, positions, 2).tolist() == [3, 0, 4]
+    assert (-(-reference.live_slots(newest, positions) // 2)).tolist() == [3, 0, 4]
 
 
 def test_a_bias_is_added_to_each_query():

@@ -14,7 +14,8 @@ from kernels_pallas.coded import pack, plane_bits, unpack
 from kernels_pallas.encode import Integers, Table, encode, mosaic_tpu, reference
 from kernels_pallas.encode.api import choose
 from kernels_pallas.encode.cases import CASES, RULES
-from tests.kernels_pallas.aot import TOPOLOGIES, compile_cases, needs_libtpu
+from tests.kernels_pallas.aot import TOPOLOGIES, compile_cases
+from tests.libtpu import needs_libtpu
 
 CHIP = "TPU v6 lite"
 UNEVEN = (-1.0, -0.5, -0.2, -0.05, 0.0, 0.2, 0.6, 1.0)

@@ -11,7 +11,8 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas.select import mosaic_tpu, reference, select
 from kernels_pallas.select.api import choose
 from kernels_pallas.select.cases import CASES
-from tests.kernels_pallas.aot import TOPOLOGIES, compile_cases, needs_libtpu
+from tests.kernels_pallas.aot import TOPOLOGIES, compile_cases
+from tests.libtpu import needs_libtpu
 
 CHIP = "TPU v6 lite"
 

@@ -11,7 +11,8 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas.coded import Coded, Rotated, pack
 from kernels_pallas.slots import mosaic_tpu, put_slots, reference
 from kernels_pallas.slots.cases import CASES
-from tests.kernels_pallas.aot import TOPOLOGIES, compile_cases, needs_libtpu
+from tests.kernels_pallas.aot import TOPOLOGIES, compile_cases
+from tests.libtpu import needs_libtpu
 
 CHIP = "TPU v6 lite"
 
