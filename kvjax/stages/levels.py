@@ -8,30 +8,12 @@ from kvjax.stages.quantise import Basis, Numbers, Quantiser
 
 
 @dataclasses.dataclass(frozen=True)
-class Levels(Quantiser):
-    """The nearest of a table's levels, at a scale a token: see `kernels_pallas.encode.reference.Table`.
-
-    Attributes:
-      levels: ascending, a power of two of them.
-      scale: one of the four rules.
-      shift: 1/2 if the levels are the half-integers times `step`, which are then not looked up.
-      step: of these.
-    """
-
-    levels: tuple[float, ...]
-    scale: str = "norm"
-    shift: float = 0.0
-    step: float = 1.0
-
-    @property
-    def bits(self) -> int:
-        """Of a code."""
-        return len(self.levels).bit_length() - 1
+class Levels(Table, Quantiser):
+    """The nearest of a table's levels, at a scale a token: the rule `Table`, whose attributes are its own."""
 
     def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
         """Codes, and scales `B K S`."""
-        table = Table(levels=self.levels, scale=self.scale, shift=self.shift, step=self.step)
-        return (encode(numbers, table, basis=basis),)
+        return (encode(numbers, self, basis=basis),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +23,7 @@ class LloydMax(Quantiser):
     Attributes:
       bits: of a code.
       source: "beta", the exact density for vectors of R numbers, or "normal", its limit.
-      scale: see `Levels`.
+      scale: see `Table`.
     """
 
     bits: int

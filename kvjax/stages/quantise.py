@@ -110,22 +110,8 @@ class Float8(Quantiser):
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform(Quantiser):
-    """Evenly spaced levels: see `kernels_pallas.encode.reference.Integers`.
-
-    Attributes:
-      bits: b, of a code.
-      symmetric: about 0, without an offset.
-      token_group: tokens of one channel that share a scale; 1 for scales that belong to tokens.
-      channel_group: channels of one token that share a scale; None for all.
-      clip: share of the range from min to max that is kept, about its middle; what lies outside is held at its ends.
-    """
-
-    bits: int
-    symmetric: bool = False
-    token_group: int = 1
-    channel_group: int | None = None
-    clip: float = 1.0
+class Uniform(Integers, Quantiser):
+    """Evenly spaced levels: the rule `Integers`, whose attributes are its own."""
 
     def settle(self, size: int, device: jax.Device | None) -> "Uniform":
         """Itself, if whole groups of channels make up a vector."""
@@ -145,14 +131,7 @@ class Uniform(Quantiser):
 
     def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
         """Codes with scales, and offsets where asymmetric."""
-        rule = Integers(
-            bits=self.bits,
-            symmetric=self.symmetric,
-            token_group=self.token_group,
-            channel_group=self.channel_group,
-            clip=self.clip,
-        )
-        return (encode(numbers, rule, basis=basis),)
+        return (encode(numbers, self, basis=basis),)
 
 
 @dataclasses.dataclass(frozen=True)
