@@ -60,7 +60,7 @@ def run(
     planes, unit, whole_sum = _as_integers(queries)
 
     def of_step(array: jax.Array, *sizes: int) -> jax.Array:
-        """`B k ...` as `B k/H H ...`, with sizes of its own behind; as it is where a step has all heads."""
+        """`B k ...` as `B k/heads heads ...`, with sizes of its own behind; as it is where a step has all heads."""
         return array.reshape(batch * groups, plan.heads, *sizes)
 
     def on_lanes(array: Float[Array, "B k Q"]) -> jax.Array:
@@ -101,7 +101,7 @@ def _as_integers(
     return planes, unit, jnp.sum(whole, axis=-1).astype(jnp.float32)
 
 
-def _side_by_side(planes: Int[Array, "J H P D"], plan: Plan) -> Int[Array, "J _ _ _"]:
+def _side_by_side(planes: Int[Array, "steps heads rows D"], plan: Plan) -> Int[Array, "steps _ _ _"]:
     """Queries of heads that share a pass: each its own columns, and zeros in the others'."""
     if plan.beside == 1:
         return planes
@@ -133,7 +133,7 @@ class _Grid:
     groups: int  # steps of a sequence
 
     def of_heads(self, *sizes: int) -> pl.BlockSpec:
-        """An array `J ...` that all blocks see."""
+        """An array `steps ...` that all blocks see."""
         return pl.BlockSpec((1, *sizes), lambda step, block, *_: (step,) + (0,) * len(sizes))
 
     def of_sequence(self, *sizes: int) -> pl.BlockSpec:
@@ -141,12 +141,12 @@ class _Grid:
         return pl.BlockSpec((1, *sizes), lambda step, block, *_: (self._row(step),) + (0,) * len(sizes))
 
     def bytes_of(self, bits: int, width: int) -> pl.BlockSpec:
-        """Codes `J H bytes D`."""
+        """Codes `steps heads bytes D`."""
         size = (1, self.plan.heads, self.plan.slots // classes(bits), width)
         return pl.BlockSpec(size, lambda step, block, live, _: (step, 0, self._live(step, block, live), 0))
 
     def on_lanes(self) -> pl.BlockSpec:
-        """An array `J H S`."""
+        """An array `steps heads S`."""
         size = (1, self.plan.heads, self.plan.slots)
         return pl.BlockSpec(size, lambda step, block, live, _: (step, 0, self._live(step, block, live)))
 

@@ -46,23 +46,23 @@ _TINIEST = 1  # the least scale of a value that counts, as bits of a float16
 class _Refs:
     """What a step reads and writes; leading axes of length 1 are kept."""
 
-    unit: Any  # 1 H 128
-    queries: Any  # 1 H/beside P D
-    sums: Any  # 1 H Q 128
-    bias: Any  # 1 H Q 128
+    unit: Any  # 1 heads 128
+    queries: Any  # 1 heads/beside rows D
+    sums: Any  # 1 heads Q 128
+    bias: Any  # 1 heads Q 128
     query_positions: Any  # 1 Q 128
-    positions: Any  # 1 #H S
-    keys: Any  # 1 H bytes D
-    key_scale: Any  # 1 H S
-    values: Any  # 1 H bytes V
-    value_scale: Any  # 1 H S
+    positions: Any  # 1 #heads S
+    keys: Any  # 1 heads bytes D
+    key_scale: Any  # 1 heads S
+    values: Any  # 1 heads bytes V
+    value_scale: Any  # 1 heads S
     key_table: Any  # 32 128
     value_table: Any  # 32 128
     dither: Any  # tiles 8 128
-    output: Any  # 1 H Q V
-    maximum: Any  # 1 H Q 128
-    total: Any  # 1 H Q 128
-    a: Any  # tiles H 128, and so on: by class, then by tile
+    output: Any  # 1 heads Q V
+    maximum: Any  # 1 heads Q 128
+    total: Any  # 1 heads Q 128
+    a: Any  # tiles heads 128, and so on: by class, then by tile
     lift: Any
     inverse: Any
     slot_positions: Any
@@ -136,7 +136,7 @@ def _slots(tile: int) -> Any:
 
 
 def _visible(tile: int, block: jax.Array, newest: jax.Array, refs: _Refs, plan: Plan) -> jax.Array:
-    """Which slots some query sees, `H 128`."""
+    """Which slots some query sees, `heads 128`."""
     positions = refs.positions[0, :, _slots(tile)]
     # As unsigned numbers empty slots (-1) are behind every query.
     visible = jax.lax.bitcast_convert_type(positions, jnp.uint32) <= newest.astype(jnp.uint32)
@@ -146,19 +146,19 @@ def _visible(tile: int, block: jax.Array, newest: jax.Array, refs: _Refs, plan: 
     return jnp.broadcast_to(visible, (plan.heads, LANES))
 
 
-def _scales(tile: int, refs: _Refs) -> Int[Array, "H 128"]:
+def _scales(tile: int, refs: _Refs) -> Int[Array, "heads 128"]:
     """The bits of two float16 that are not negative in a word: the key's above the value's, which is not 0."""
     key, value = (ref[0, :, _slots(tile)].astype(jnp.int32) for ref in (refs.key_scale, refs.value_scale))
     return (key << 16) | jnp.maximum(value, _TINIEST)
 
 
-def _lift(word: Int[Array, "H 128"]) -> Float[Array, "H 128"]:
+def _lift(word: Int[Array, "heads 128"]) -> Float[Array, "heads 128"]:
     """The logarithm of the value's scale; far below all where the slot does not count."""
     value = word & 0xFFFF
     return jnp.where(value > 0, jnp.log2(_of_half(value << 13)), _MASKED)
 
 
-def _inverse(lift: Float[Array, "H 128"]) -> Float[Array, "H 128"]:
+def _inverse(lift: Float[Array, "heads 128"]) -> Float[Array, "heads 128"]:
     """1 / the value's scale, as exactly as `lift` has it; finite where a slot does not count, and its weight 0."""
     return jnp.minimum(jnp.exp2(-lift), 2.0**24)  # of the least float16
 

@@ -94,7 +94,7 @@ def run(
     positions: Int[Array, "B #k S"],
     query_positions: Int[Array, "B Q"],
     live: Int[Array, "B"],
-    holes: Int[Array, "B J"],
+    holes: Int[Array, "B blocks"],
     interpret: Any,
 ) -> tuple[Float[Array, "B k Q V"], Float[Array, "B k Q"], Float[Array, "B k Q"]]:
     """Lays the arrays out and runs the kernel; traced once for all layers that are alike.

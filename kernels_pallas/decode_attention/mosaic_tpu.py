@@ -154,7 +154,7 @@ def _walk(
     return as_heads(found[0]), as_heads(found[1]), as_heads(found[2])
 
 
-def _holes(query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"], slots: int) -> Int[Array, "B J"]:
+def _holes(query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"], slots: int) -> Int[Array, "B blocks"]:
     """Which blocks of each sequence hold a slot that none of its queries sees."""
     newest = jnp.max(query_positions, axis=1)[:, None, None]
     seen = (positions >= 0) & (positions <= newest)  # B K S

@@ -215,14 +215,14 @@ def walk(
 
 
 class _Arrays(NamedTuple):
-    """What the kernel reads, H = B k."""
+    """What the kernel reads; heads are B k of them, slots I fields of n."""
 
-    queries: Any  # H Q R
-    bias: Any  # H Q, or None
+    queries: Any  # heads Q R
+    bias: Any  # heads Q, or None
     query_positions: Any  # B T; row q is of token q mod T
     keys: Coded  # see `_in_fields`
     values: Coded
-    positions: Any  # H I n, or B I n
+    positions: Any  # heads I n, or B I n
     live: Any  # B, blocks to walk
     tables: tuple[Any, Any]  # what the keys' and the values' codes stand for, or None
 
@@ -258,8 +258,8 @@ def _walk(
     )
     output, maximum, sums = _call(arrays, scale=scale * math.log2(math.e), plan=plan, interpret=interpret)
     # JAX's own kernel for decoding holds its maxima back like this: fused with what follows they came out invalid.
-    largest = jax.lax.optimization_barrier(jnp.max(maximum, axis=1))  # H Q
-    decay = jnp.exp2(maximum - largest[:, None])  # H J Q
+    largest = jax.lax.optimization_barrier(jnp.max(maximum, axis=1))  # heads Q
+    decay = jnp.exp2(maximum - largest[:, None])  # heads splits Q
 
     def as_heads(array: jax.Array) -> jax.Array:
         return array[:, :count].reshape(batch, num_heads, num_tokens, *array.shape[2:])
@@ -281,12 +281,12 @@ def _value_dtype(values: Coded) -> Any:
 
 
 def _call(arrays: _Arrays, *, scale: float, plan: Plan, interpret: Any) -> tuple[jax.Array, ...]:
-    """Output `H J Q R`, maximum and sum of weights `H J Q` of each of the J splits, Q in whole blocks."""
+    """Output `heads splits Q R`, maximum and sum of weights `heads splits Q`; Q in whole blocks."""
     heads, num_rows = arrays.queries.shape[:2]
     stored, blocks = heads // arrays.live.shape[0], -(-num_rows // plan.query_rows)
 
     def of_head(array: jax.Array) -> pl.BlockSpec:
-        """What all programs of a head see of an array `H ...`, or `B ...` where heads share it."""
+        """What all programs of a head see of an array `heads ...`, or `B ...` where heads share it."""
         own, rest = array.shape[0] == heads, (0,) * (array.ndim - 1)
         return pl.BlockSpec(
             (None, *array.shape[1:]), lambda block, head, split: (head if own else jax.lax.div(head, stored), *rest)
@@ -321,7 +321,7 @@ def _table(part: Coded, dtype: Any) -> Float[Array, "levels"] | None:
 
 
 def _in_fields(part: Coded, fields: int) -> Coded:
-    """A part with one axis of heads, and rows of so many tokens: planes `H I _ R`, scales of tokens `H [C] I n`."""
+    """With one axis of heads, and fields: planes `heads I _ R`, scales of tokens `heads [C] I n`."""
     widths = (8,) if part.bits is None else plane_bits(part.bits)
     planes = (
         plane.reshape(-1, plane.shape[2] * 8 // (fields * width), fields * width // 8, plane.shape[3])
@@ -473,7 +473,7 @@ class _Reader:
         self.part, self.dtype, self._slots, self._table = part, dtype, slots, table
         self._held: dict[Any, jax.Array] = {}
 
-    def of_tokens(self, name: str, field: _Field, group: int) -> Float[Array, "I"] | None:
+    def of_tokens(self, name: str, field: _Field, group: int) -> Float[Array, "slots"] | None:
         """A field's scales or offsets of a group of channels; None if there are none, or they are in the numbers."""
         if not _has(self.part, name):
             return None
@@ -551,7 +551,9 @@ def _from_float8(bytes_: jax.Array, name: str, dtype: Any) -> jax.Array:
     return found.astype(dtype)
 
 
-def _scores(keys: _Reader, field: _Field, rows: _Rows, groups: tuple[tuple[Piece, ...], ...]) -> Float[Array, "Q I"]:
+def _scores(
+    keys: _Reader, field: _Field, rows: _Rows, groups: tuple[tuple[Piece, ...], ...]
+) -> Float[Array, "Q slots"]:
     """Scores of a field in units of ln 2."""
     scores = jnp.zeros(field.visible.shape, jnp.float32)
     for index, group in enumerate(groups):
@@ -577,7 +579,11 @@ def _product(left: jax.Array, right: jax.Array, axis: int) -> jax.Array:
 
 
 def _add_field(
-    values: _Reader, field: _Field, weights: Float[Array, "Q I"], state: _State, groups: tuple[tuple[Piece, ...], ...]
+    values: _Reader,
+    field: _Field,
+    weights: Float[Array, "Q slots"],
+    state: _State,
+    groups: tuple[tuple[Piece, ...], ...],
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """Outputs and what offsets come to, with what a field's weights give."""
     before, outputs, offsets = iter(state.outputs), [], []

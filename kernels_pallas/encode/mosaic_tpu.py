@@ -143,7 +143,7 @@ def encode(
 
 
 def _call(
-    numbers: Float[Array, "H S D"],
+    numbers: Float[Array, "heads S D"],
     basis: Float[Array, "k D R"] | None,
     *,
     rule: Rule,
@@ -151,7 +151,7 @@ def _call(
     heads_of_row: int,
     interpret: Any,
 ) -> tuple[jax.Array, ...]:
-    """Runs the kernel: planes `H S*w/8 R`, and facts `1|2 H S/128 128`."""
+    """Runs the kernel: planes `heads S*w/8 R`, and facts `1|2 H S/128 128`."""
     num_heads, num_slots, size = numbers.shape
     width = size if basis is None else basis.shape[2]
     num_facts = 2 if isinstance(rule, Integers) and not rule.symmetric else 1

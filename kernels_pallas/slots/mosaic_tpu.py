@@ -133,13 +133,13 @@ def _put(
 
 
 def _call(
-    plane: Int[Array, "H bytes R"],
-    shifted: Float[Array, "H U R"],
-    masks: Float[Array, "H U 1"],
-    at: Int[Array, "H 1 U"],
+    plane: Int[Array, "heads bytes R"],
+    shifted: Float[Array, "heads U R"],
+    masks: Float[Array, "heads U 1"],
+    at: Int[Array, "heads 1 U"],
     *,
     interpret: Any,
-) -> Int[Array, "H bytes R"]:
+) -> Int[Array, "heads bytes R"]:
     """Runs the kernel."""
     num_heads, num_bytes, size = plane.shape
     block = block_of(num_bytes)
