@@ -4,6 +4,7 @@
     python -m kvjax.bench decode --against=transformers       beside Hugging Face transformers on the same weights
     python -m kvjax.bench rounds --policies='int4;kivi'       what a round costs, in decode steps
     python -m kvjax.bench kernels                             attention over coded keys, beside a copy of memory
+    python -m kvjax.bench step --topologies=v6e:2x4           bytes of a step, compiled for TPUs that are not there
 
 Ours and the peer take turns, case by case and repeat by repeat, so that whatever else the machine does falls on both;
 the best repeat of each counts. Weights and cache are float32. Prompts are random, and no token stops a generation.
@@ -25,6 +26,7 @@ from rich.table import Table
 from kvjax._program import Settings, run
 from kvjax.accounting import device_bytes
 from kvjax.bench_kernels import measure_kernels
+from kvjax.bench_step import COLUMNS, MODELS, TOPOLOGIES, bench_step
 from kvjax.cache import KVCache
 from kvjax.decoder import read_statistics
 from kvjax.decoding import init_cache, prefill
@@ -139,6 +141,7 @@ _COLUMNS = {
         "of a copy": lambda row: f"{row['share_of_copy']:.0%}",
         "times as fast": lambda row: f"{row['times_as_fast_as_first']:.2f}",
     },
+    "step": COLUMNS,
 }
 """What is shown of each benchmark's rows."""
 
@@ -240,6 +243,7 @@ BENCHMARKS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "decode": bench_decode,
     "rounds": bench_rounds,
     "kernels": bench_kernels,
+    "step": bench_step,
 }
 
 
@@ -270,6 +274,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("cases", cases, "BATCHxCONTEXT, comma-separated.", flag_values=values)
     flags.DEFINE_integer("new_tokens", 64, "Decode steps of each repeat.", flag_values=values)
     flags.DEFINE_integer("repeats", 3, "How often each is measured; the best counts.", flag_values=values)
+    flags.DEFINE_list("models", MODELS, "Published models that `step` compiles.", flag_values=values)
+    flags.DEFINE_list("topologies", TOPOLOGIES, "Slices of TPU chips that `step` compiles for.", flag_values=values)
+    flags.DEFINE_list("layers", "2,4", "How many layers `step` compiles, two numbers, or all.", flag_values=values)
     flags.DEFINE_list("against", "", f"Peers to measure beside: {', '.join(PEERS)}.", flag_values=values)
     flags.DEFINE_string("peer_python", sys.executable, "The Python that has the peers.", flag_values=values)
     flags.DEFINE_string("report", None, "JSON file for the record of the run.", flag_values=values)

@@ -116,6 +116,19 @@ MAY_IMPORT = {
     "kvjax.generation": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.sampling", "kvjax.token_loop"},
     "kvjax.accounting": FOUNDATION | STATE,
     "kvjax.bench_kernels": {"kvjax._kernels", "kvjax.accounting", "kvjax.peers"},
+    "kvjax.bench_step": FOUNDATION
+    | STATE
+    | {
+        "kvjax._program",
+        "kvjax.accounting",
+        "kvjax.decoding",
+        "kvjax.hlo",
+        "kvjax.peers",
+        "kvjax.progress",
+        "kvjax.report",
+        "models",
+    },
+    "kvjax.hlo": set(),
     "kvjax.combinations": {"kvjax.codec", "kvjax.errors", "kvjax.grammar", "kvjax.policy", "kvjax.selection"},
     "kvjax.compilations": set(),
     "kvjax.walk": FOUNDATION | STATE | {"kvjax.decoding", "kvjax.token_loop"},
