@@ -43,14 +43,13 @@ class Case(Protocol):
     def name(self) -> str:
         """Operation, a dot, and what is special."""
 
-    @property
-    def loop_trips(self) -> tuple[int, ...]:
+    def loop_trips(self, device: str) -> tuple[int, ...]:
         """How often the first loop within a step runs, and one within it; empty if loops are for what is rare."""
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""
 
-    def step_bytes(self) -> float:
+    def step_bytes(self, device: str) -> float:
         """What one step of the grid reads and writes."""
 
     def build(self, mesh: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -136,7 +135,7 @@ def measure(name: str, chip: str) -> Row:
     Raises:
       RuntimeError: the compiler refused the kernel.
     """
-    case = CASES[name]
+    case, facts = CASES[name], CHIPS[chip]
     with tempfile.TemporaryDirectory() as folder:
         environment = dict(
             os.environ,
@@ -151,9 +150,8 @@ def measure(name: str, chip: str) -> Row:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{name} does not compile for {chip}:\n{done.stderr[-3000:]}")
-        compute, spills = read_schedule(folder, name.split(".")[0], trips=case.loop_trips)
-    facts = CHIPS[chip]
-    memory = case.step_bytes() / (facts.hbm / facts.cores) * facts.clock
+        compute, spills = read_schedule(folder, name.split(".")[0], trips=case.loop_trips(facts.device))
+    memory = case.step_bytes(facts.device) / (facts.hbm / facts.cores) * facts.clock
     versions = [importlib.metadata.version(package) for package in ("jax", "libtpu")]
     return Row(chip, name, compute, round(memory), round(compute / memory, 3), spills, *versions)
 
@@ -207,14 +205,34 @@ def show(row: Row) -> None:
     )
 
 
+def read() -> dict[tuple[str, str], dict[str, str]]:
+    """The committed table: (chip, case) -> row."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return {(row["chip"], row["case"]): row for row in csv.DictReader(file, delimiter="\t")}
+
+
+def in_markdown() -> str:
+    """Ratios of the committed table, and registers spilled in a step, case by case; README repeats it."""
+    known, chips = read(), list(CHIPS)
+    lines = [f"| case | {' | '.join(chips)} | spills |", "| --- " * (len(chips) + 2) + "|"]
+    for case in CASES:
+        found = [known.get((chip, case)) for chip in chips]
+        ratios = ["-" if row is None else f"{float(row['ratio']):.2f}" for row in found]
+        spills = ["-" if row is None else row["spills"] for row in found]
+        lines.append(f"| `{case}` | {' | '.join(ratios)} | {' '.join(spills)} |")
+    return "\n".join(lines)
+
+
 def write(rows: list[Row]) -> None:
     """Puts rows into the table; those of other chips and cases stay."""
     names = [field.name for field in dataclasses.fields(Row)]
-    table = {(chip, case): None for chip, facts in CHIPS.items() for case in CASES if CASES[case].runs_on(facts.device)}
-    if TABLE.exists():
-        with TABLE.open(encoding="utf-8", newline="") as file:
-            known = {(row["chip"], row["case"]): row for row in csv.DictReader(file, delimiter="\t")}
-        table = {key: known.get(key) for key in table}
+    known = read() if TABLE.exists() else {}
+    table = {
+        (chip, case): known.get((chip, case))
+        for chip, facts in CHIPS.items()
+        for case in CASES
+        if CASES[case].runs_on(facts.device)
+    }
     table |= {(row.chip, row.case): dataclasses.asdict(row) for row in rows}
     with TABLE.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, names, delimiter="\t", lineterminator="\n")
@@ -228,10 +246,14 @@ def main() -> int:
     parser.add_argument("--chip", choices=sorted(CHIPS), help="only this one")
     parser.add_argument("--cases", help="names, separated by commas; all if not given")
     parser.add_argument("--write", action="store_true", help="put what is measured into the committed table")
+    parser.add_argument("--markdown", action="store_true", help="print the committed table, and compile nothing")
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.compile:
         compile_case(CASES[given.compile], CHIPS[given.chip].topology)
+        return 0
+    if given.markdown:
+        print(in_markdown())
         return 0
     names = given.cases.split(",") if given.cases else list(CASES)
     if unknown := [name for name in names if name not in CASES]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from kernels_pallas import _dispatch
 from kernels_pallas._dispatch import Choice
-from kernels_pallas.coded import Coded, Rotated, plane_bits
+from kernels_pallas.coded import Coded, Part, Parts, Rotated, plane_bits
 from kernels_pallas.decode_attention import api as decode_attention
 from kernels_pallas.decode_attention.reference import Segment
 from kernels_pallas.encode import mosaic_tpu as encode
@@ -77,8 +77,8 @@ def _codes(bits: int, shape: tuple[int, ...], *, group: int = 1, table: bool = F
 
 def _attention(
     what: str,
-    keys: Callable[[tuple[int, ...]], Coded | Rotated],
-    values: Callable[[tuple[int, ...]], Coded] | None = None,
+    keys: Callable[[tuple[int, ...]], Part | Parts],
+    values: Callable[[tuple[int, ...]], Part | Parts] | None = None,
     *,
     size: int = 128,
     value_size: int | None = None,
@@ -92,13 +92,17 @@ def _attention(
     positions = jax.ShapeDtypeStruct((1, 1, slots), jnp.int32)
     segment = Segment(
         queries=jax.ShapeDtypeStruct((1, tokens, heads * group, size), jnp.bfloat16),
-        keys=(keys((1, stored, slots, size)),),
-        values=((values or keys)((1, stored, slots, value_size or size)),),
+        keys=_as_parts(keys((1, stored, slots, size))),
+        values=_as_parts((values or keys)((1, stored, slots, value_size or size))),
         positions=positions,
         owners=positions if pool else None,
         num_kv_heads=heads,
     )
     return Row("decode_attention", what, lambda device: decode_attention.choose_for(segment, device))
+
+
+def _as_parts(made: Part | Parts) -> Parts:
+    return made if isinstance(made, tuple) else (made,)
 
 
 def rows() -> tuple[Row, ...]:
@@ -117,11 +121,16 @@ def rows() -> tuple[Row, ...]:
             _attention(f"{bits} bits, a table of levels", lambda shape, bits=bits: _codes(bits, shape, table=True))
             for bits in (4, 3, 2)
         ],
+        _attention("3 bits", lambda shape: _codes(3, shape)),
         _attention("4 bits with offsets", lambda shape: _codes(4, shape, offset=True)),
         _attention(
             "keys by channel (KIVI)",
             lambda shape: _codes(2, shape, group=32, offset=True),
             lambda shape: _codes(2, shape, offset=True),
+        ),
+        _attention("two parts of 4 bits", lambda shape: (_codes(4, shape), _codes(4, shape))),
+        _attention(
+            "keys bfloat16, values 4 bits", lambda shape: _floats("bfloat16", shape), lambda shape: _codes(4, shape)
         ),
         _attention("keys from before RoPE", turned, lambda shape: _codes(4, shape)),
         _attention("a pool that heads share", lambda shape: _codes(4, shape), pool=True),

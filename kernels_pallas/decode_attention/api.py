@@ -56,9 +56,15 @@ def decode_attention(
         "reference": reference.walk,
     }
     walks = tuple(known[name] for name in chosen)
+    by_kernel = [
+        name == "mosaic_tpu" and mosaic_tpu.mass_unsupported(segment) is None
+        for name, segment in zip(chosen, segments, strict=True)
+    ]
+    of_kernel = functools.partial(mosaic_tpu.mass, mesh=mesh)
+    masses = tuple(of_kernel if kernel else reference.mass_of for kernel in by_kernel)
     with jax.named_scope("decode_attention"):
         return reference.decode_attention(
-            segments, query_positions=query_positions, scale=scale, mass=mass, walks=walks
+            segments, query_positions=query_positions, scale=scale, mass=mass, walks=walks, masses=masses
         )
 
 

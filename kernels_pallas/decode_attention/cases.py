@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from kernels_pallas.coded import Coded, Parts
+from kernels_pallas.coded import Coded, Parts, plane_bits
 from kernels_pallas.decode_attention import mosaic_floats, mosaic_plan, mosaic_tpu
 from kernels_pallas.decode_attention.reference import Segment
 
@@ -25,7 +25,8 @@ class Case:
       size: D.
       rows: B.
       heads: K.
-      table: whether codes stand for levels of a table.
+      form: "table" for codes that stand for levels; "kivi" for keys that share a channel's scale and offset, 32 tokens
+        each, and values that share a token's, 32 channels each; "e4m3fn" for floats of 8 bits.
     """
 
     keys: int
@@ -35,61 +36,65 @@ class Case:
     size: int = 128
     rows: int = 8
     heads: int = 8
-    table: bool = False
+    form: str = ""
 
     @property
     def name(self) -> str:
         """Operation, kind and group."""
-        kind = "bf16" if self.keys == 16 else f"int{self.keys}"
+        kind = {16: "bf16"}.get(self.keys, f"{'fp' if self.form == 'e4m3fn' else 'int'}{self.keys}")
         kind += f"int{self.values}" if self.keys != self.values else ""
-        kind += "table" if self.table else ""
+        kind += self.form
         return f"decode_attention.{kind}.g{self.group}"
 
-    @property
-    def loop_trips(self) -> tuple[int, ...]:
-        """Loops within a step are for values of empty slots."""
-        return ()
+    def loop_trips(self, device: str) -> tuple[int, ...]:
+        """Times that the loop over heads runs; loops over floats are for values of empty slots."""
+        plan = self._plan(device)
+        loops = isinstance(plan, mosaic_floats.Plan) and plan.together < plan.heads
+        return (plan.heads // plan.together,) if loops else ()
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""
         return mosaic_tpu.unsupported(self.segment(), device) is None
 
-    def step_bytes(self) -> int:
-        """What one step of the grid reads: keys, values, their scales, and positions, which heads share."""
-        padded = -(-self.group // 8) * 8
-        if self.keys == 16:
-            plan = mosaic_floats.plan_for(jnp.bfloat16, rows=padded, num_slots=self.slots, num_heads=self.heads)
-            return plan.slots * (plan.heads * self.size * 4 + 4)
-        segment = self.segment()
-        plan = mosaic_plan.plan_for(
-            segment.keys[0],
-            segment.values[0],
-            rows=padded,
-            biased=False,
-            one_position=True,
-            wide=True,
-            num_slots=self.slots,
-        )
-        return plan.slots * (plan.heads * (self.size * (self.keys + self.values) // 8 + 4) + 4)
+    def step_bytes(self, device: str) -> float:
+        """What one step of the grid reads: keys, values, their scales and offsets, and positions, which heads share."""
+        plan, segment = self._plan(device), self.segment()
+        arrays = jax.tree.leaves((segment.keys, segment.values))
+        size = sum(array.size * array.dtype.itemsize for array in arrays)
+        return plan.slots * (plan.heads * size / (self.rows * self.heads * self.slots) + 4)
+
+    def _plan(self, device: str) -> mosaic_plan.Plan | mosaic_floats.Plan:
+        return mosaic_tpu.plan_for(self.segment(), 1.0, device)
 
     def segment(self) -> Segment:
         """Shapes of the arrays."""
-        shape, stored = jax.ShapeDtypeStruct, (self.rows, self.heads)
-
-        def part(bits: int) -> Parts:
-            if bits == 16:
-                return (Coded(planes=(shape((*stored, self.slots, self.size), jnp.bfloat16),)),)
-            plane = shape((*stored, self.slots * bits // 8, self.size), jnp.int8)
-            scale = shape((*stored, self.slots), jnp.float16)
-            levels = tuple(float(level) for level in range(1 << bits)) if self.table else None
-            return (Coded(planes=(plane,), scale=scale, bits=bits, levels=levels, shift=0.0 if self.table else 0.5),)
-
         return Segment(
-            queries=shape((self.rows, 1, self.heads * self.group, self.size), jnp.bfloat16),
-            keys=part(self.keys),
-            values=part(self.values),
-            positions=shape((self.rows, 1, self.slots), jnp.int32),
+            queries=jax.ShapeDtypeStruct((self.rows, 1, self.heads * self.group, self.size), jnp.bfloat16),
+            keys=(self._part(self.keys, by_channel=self.form == "kivi"),),
+            values=(self._part(self.values),),
+            positions=jax.ShapeDtypeStruct((self.rows, 1, self.slots), jnp.int32),
             num_kv_heads=self.heads,
+        )
+
+    def _part(self, bits: int, *, by_channel: bool = False) -> Coded:
+        shape, stored, kivi = jax.ShapeDtypeStruct, (self.rows, self.heads), self.form == "kivi"
+        if bits == 16:
+            return Coded(planes=(shape((*stored, self.slots, self.size), jnp.bfloat16),))
+        scale = shape((*stored, self.slots), jnp.float16)
+        if kivi:
+            own = (self.slots // 32, self.size) if by_channel else (self.size // 32, self.slots)
+            scale = shape((*stored, *own), jnp.float16)
+        planes = tuple(shape((*stored, self.slots * width // 8, self.size), jnp.int8) for width in plane_bits(bits))
+        if self.form == "e4m3fn":
+            return Coded(planes=planes, scale=scale, dtype="float8_e4m3fn")
+        return Coded(
+            planes=planes,
+            scale=scale,
+            offset=scale if kivi else None,
+            bits=bits,
+            levels=tuple(float(level) for level in range(1 << bits)) if self.form == "table" else None,
+            shift=0.0 if self.form else 0.5,
+            token_group=32 if by_channel else 1,
         )
 
     def build(self, mesh: Mesh) -> tuple[Callable[..., tuple[jax.Array, ...]], tuple[jax.ShapeDtypeStruct, ...]]:
@@ -112,10 +117,13 @@ def _attend(
     return mosaic_tpu.walk(segment, query_positions, queries.shape[3] ** -0.5, mesh=mesh)
 
 
-CASES = tuple(Case(keys=bits, values=bits, group=group) for bits in (16, 8, 4, 2) for group in (8, 4, 1)) + (
+CASES = (
+    *(Case(keys=bits, values=bits, group=group) for bits in (16, 8, 4, 2) for group in (8, 4, 1)),
     Case(keys=8, values=4),
     Case(keys=4, values=2),
-    Case(keys=4, values=4, table=True),
-    Case(keys=2, values=2, table=True),
+    Case(keys=3, values=3),
+    *(Case(keys=bits, values=bits, form="table") for bits in (4, 3, 2)),
+    *(Case(keys=bits, values=bits, form="kivi") for bits in (4, 2)),
+    Case(keys=8, values=8, form="e4m3fn"),
 )
-"""G = 8, 4 and 1 for each kind, keys that have more bits than values, and tables."""
+"""G = 8, 4 and 1 for each kind, keys that have more bits than values, tables, KIVI, and floats of 8 bits."""

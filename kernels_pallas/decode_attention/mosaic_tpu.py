@@ -1,7 +1,7 @@
 """Decode attention over one segment on a TPU: each stored head's keys and values are read once, for all of its queries.
 
-    floats   bfloat16 or float32 as they are                         mosaic_floats.py
-    codes    integers of 8, 4 and 2 bits with a scale a token        mosaic_codes.py
+    integers   codes of 8, 4 and 2 bits with a scale a token, on chips that multiply integers      mosaic_codes.py
+    floats     everything else: floats, or codes that become floats in fast memory                 mosaic_floats.py
 
 Which slots count is said by positions. Blocks behind the last live slot are neither fetched nor computed: their index
 map stays at the last live block.
@@ -17,14 +17,17 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas._dispatch import device_kind
 from kernels_pallas._tpu import LANES, not_a_tpu
-from kernels_pallas.coded import Coded
-from kernels_pallas.decode_attention import mosaic_codes, mosaic_floats, mosaic_plan
+from kernels_pallas.coded import Coded, Parts
+from kernels_pallas.decode_attention import mosaic_codes, mosaic_floats, mosaic_mass, mosaic_plan
+from kernels_pallas.decode_attention.mosaic_parts import CHUNK
 from kernels_pallas.decode_attention.over_mesh import over_mesh
-from kernels_pallas.decode_attention.reference import Running, Segment, live_slots
+from kernels_pallas.decode_attention.reference import Running, Segment, Totals, live_slots
 
 _ROWS = 8  # sublanes of a float32 tile: rows come in multiples
 _MOST_ROWS = 128  # of a head; a prompt's chunks are read by XLA
-_NARROW = ("TPU v5",)  # chips whose matrix unit is 128 wide
+_MOST_LEVELS = 16
+_NARROW = ("TPU v5",)  # chips whose matrix unit is 128 wide, and which look nothing but words up
+_FLOATS_ONLY = ("TPU7",)  # chips whose matrix unit takes no integers
 
 
 def unsupported(segment: Segment, device: str) -> str | None:
@@ -34,46 +37,55 @@ def unsupported(segment: Segment, device: str) -> str | None:
       segment: arrays, or their shapes.
       device: kind of the device, e.g. "TPU v6 lite".
     """
-    keys, values = segment.keys[0], segment.values[0]
     if (reason := not_a_tpu(device)) is not None:
         return reason
-    if segment.owners is not None:
-        return "heads share one pool of slots"
     for name, parts in (("keys", segment.keys), ("values", segment.values)):
-        if len(parts) != 1 or not isinstance(parts[0], Coded):
-            return f"{name} have several parts, or are turned when they are read"
-        if (reason := _unsupported_part(parts[0], segment.positions.shape[2], device)) is not None:
-            return f"{name} {reason}"
-    if segment.positions.shape[1] not in (1, keys.num_heads):
+        for part in parts:
+            if not isinstance(part, Coded):
+                return f"{name} are turned when they are read"
+            if (reason := _unsupported_part(part)) is not None:
+                return f"{name} {reason}"
+    stored = {part.num_heads for part in segment.keys + segment.values}
+    if len(stored) > 1:
+        return "keys and values are not of as many heads"
+    if segment.positions.shape[1] not in (1, *stored):
         return "heads that hold tokens of their own share stored keys"
-    if keys.num_heads != values.num_heads or (keys.bits is None) != (values.bits is None):
-        return "keys and values are not both codes, or not of as many heads"
-    if keys.bits is None and keys.planes[0].dtype != values.planes[0].dtype:
-        return "keys and values are floats of two kinds"
-    if keys.bits is not None and keys.bits < values.bits:
-        return f"keys of {keys.bits} bits have fewer than values of {values.bits}"
-    if keys.bits is not None and device.startswith("TPU7"):
-        return f"{device} multiplies no integers"
-    rows = segment.queries.shape[1] * segment.queries.shape[2] // keys.num_heads
+    rows = segment.queries.shape[1] * segment.queries.shape[2] // max(stored)
     return f"{rows} queries share a head, more than {_MOST_ROWS}" if rows > _MOST_ROWS else None
 
 
-def _unsupported_part(part: Coded, num_slots: int, device: str) -> str | None:
-    if part.bits is None:
-        plain = part.planes[0].dtype in (jnp.bfloat16, jnp.float32) and part.scale is None and part.offset is None
-        return None if plain and not part.dtype else "are 8-bit floats, or floats with scales"
-    if part.bits not in mosaic_plan.BITS:
-        return f"have {part.bits} bits"
-    if part.levels is not None and (part.bits == 8 or part.shift or part.planes[0].shape[3] % LANES):
-        return "have levels of a table, and are not 2 or 4 bits of heads of 128 or 256"
-    if part.levels is not None and device.startswith(_NARROW):
-        return f"have levels of a table, and {device} looks no bytes up"
-    if part.offset is not None or part.token_group != 1 or part.scale is None or part.scale.ndim != 3:
-        return "have offsets, or scales of channels"
+def _unsupported_part(part: Coded) -> str | None:
+    if part.bits is None and not part.dtype:
+        dtype, plain = part.planes[0].dtype, part.scale is None and part.offset is None
+        return None if plain and dtype in (jnp.bfloat16, jnp.float32) else f"are {dtype}, or floats with scales"
+    if part.levels is not None and len(part.levels) > _MOST_LEVELS:
+        return f"have a table of {len(part.levels)} levels, more than {_MOST_LEVELS}"
+    if part.scale is None:
+        return None if part.bits is None and part.offset is None else "have no scales"
     if part.scale.dtype != jnp.float16:
         return f"have scales in {part.scale.dtype}, and not in float16"
-    least = mosaic_plan.least_slots(part.bits)
-    return None if num_slots >= least else f"have {num_slots} slots, and {least} of {part.bits} bits fill a tile"
+    if part.token_group > 1 and (part.token_group % _ROWS or CHUNK % part.token_group):
+        return f"have scales of {part.token_group} tokens, and not of 8, 16, 32, 64, 128 or 256"
+    return None
+
+
+def _by_integers(segment: Segment, device: str) -> bool:
+    """Whether `mosaic_codes` serves a segment that `unsupported` lets pass."""
+    if len(segment.keys) + len(segment.values) > 2 or segment.owners is not None:
+        return False
+    keys, values = segment.keys[0], segment.values[0]
+    if device.startswith(_FLOATS_ONLY) or keys.bits is None or values.bits is None or keys.bits < values.bits:
+        return False
+    return all(_has_integers(part, segment.positions.shape[2], device) for part in (keys, values))
+
+
+def _has_integers(part: Coded, num_slots: int, device: str) -> bool:
+    if part.bits not in mosaic_plan.BITS or part.offset is not None or part.token_group != 1 or part.scale.ndim != 3:
+        return False
+    if part.levels is not None:  # looked up by a tile of bytes
+        whole = part.bits != 8 and not part.shift and part.planes[0].shape[3] % LANES == 0
+        return whole and not device.startswith(_NARROW) and num_slots >= mosaic_plan.least_slots(part.bits)
+    return num_slots >= mosaic_plan.least_slots(part.bits)
 
 
 def walk(
@@ -96,62 +108,153 @@ def walk(
     Returns:
       Unscaled output, maximum and sum of weights, as the reference's walk gives them.
     """
-    wide = not device_kind(mesh).startswith(_NARROW)
-    function = functools.partial(_walk, scale=scale, wide=wide, interpret=interpret)
+    function = functools.partial(_walk, scale=scale, device=device_kind(mesh), interpret=interpret)
     return over_mesh(function, segment, query_positions, mesh)
 
 
+def plan_for(segment: Segment, scale: float, device: str) -> mosaic_plan.Plan | mosaic_floats.Plan:
+    """What a kernel for one device's arrays is written for; its type says which kernel.
+
+    Args:
+      segment: one that is not `unsupported`; arrays, or their shapes.
+      scale: of the scores.
+      device: the kind.
+    """
+    if not _by_integers(segment, device):
+        return _float_plan(segment, segment.values, scale, device)
+    alone, wide = segment.queries.shape[1] == 1, not device.startswith(_NARROW)
+    facts = _facts(segment)
+    return mosaic_plan.plan_for(segment.keys[0], segment.values[0], one_position=alone, wide=wide, **facts)
+
+
+def _facts(segment: Segment) -> dict[str, Any]:
+    """What both kinds of plans want."""
+    rows = segment.queries.shape[1] * segment.queries.shape[2] // segment.keys[0].num_heads
+    slots, biased = segment.positions.shape[2], segment.bias is not None
+    return {"rows": -(-rows // _ROWS) * _ROWS, "num_slots": slots, "biased": biased}
+
+
+def _float_plan(segment: Segment, values: Parts, scale: float, device: str) -> mosaic_floats.Plan:
+    shared, pooled = segment.positions.shape[1] == 1, segment.owners is not None
+    short, facts = not device.startswith(_NARROW), _facts(segment)
+    return mosaic_floats.plan_for(segment.keys, values, scale=scale, shared=shared, pooled=pooled, short=short, **facts)
+
+
 def _walk(
-    queries: Float[Array, "B T N R"],
-    keys: Coded,
-    values: Coded,
-    positions: Int[Array, "B #k S"],
-    bias: Float[Array, "B T N"] | None,
-    query_positions: Int[Array, "B T"],
-    *,
-    scale: float,
-    wide: bool,
-    interpret: Any,
+    segment: Segment, query_positions: Int[Array, "B T"], *, scale: float, device: str, interpret: Any
 ) -> Running:
     """What one device does."""
-    batch, num_tokens, num_heads, _ = queries.shape
-    stored, num_slots = keys.num_heads, positions.shape[2]
-    count = num_heads // stored * num_tokens
-    padded = -(-count // _ROWS) * _ROWS
-
-    def as_rows(array: jax.Array) -> jax.Array:
-        """`B T N ...` -> `B k Q ...`, filled up to whole tiles."""
-        rows = jnp.swapaxes(array.astype(jnp.float32), 1, 2).reshape(batch, stored, count, *array.shape[3:])
-        return jnp.pad(rows, [(0, 0), (0, 0), (0, padded - count)] + [(0, 0)] * (rows.ndim - 3))
-
-    # What padding asks is nothing, and must not set the unit of the others' integers.
-    queries = jnp.where((query_positions >= 0)[:, :, None, None], queries, jnp.zeros_like(queries))
-    row_positions = jnp.tile(query_positions, (1, num_heads // stored))  # a group's heads, each with T tokens
-    given = {
-        "bias": None if bias is None else as_rows(bias) * scale,
-        "positions": positions,
-        "query_positions": jnp.pad(row_positions, ((0, 0), (0, padded - count)), constant_values=-1),
-        "interpret": interpret,
-    }
-    last = live_slots(query_positions, positions)
-    facts = {"rows": padded, "num_slots": num_slots, "biased": bias is not None}
-    if keys.bits is None:
-        dtype, planes = keys.planes[0].dtype, (keys.planes[0], values.planes[0])
-        width = max(plane.shape[3] for plane in planes)
-        facts |= {"num_heads": stored, "width": width, "shared": positions.shape[1] == 1}
-        floats = mosaic_floats.plan_for(dtype, scale=scale, **facts)
-        live, holes = -(-last // floats.slots), _holes(query_positions, positions, floats.slots)
-        found = mosaic_floats.run(floats, as_rows(queries), *planes, live=live, holes=holes, **given)
+    keys, values, positions = segment.keys, segment.values, segment.positions
+    plan = plan_for(segment, scale, device)
+    queries, given = _rows_of(segment, query_positions, scale, plan.rows)
+    live = -(-live_slots(query_positions, positions) // plan.slots)
+    given |= {"live": live, "interpret": interpret}
+    if isinstance(plan, mosaic_plan.Plan):
+        found = mosaic_codes.run(plan, queries, keys[0], values[0], scale=scale, **given)
     else:
-        codes = mosaic_plan.plan_for(keys, values, one_position=num_tokens == 1, wide=wide, **facts)
-        live = -(-last // codes.slots)
-        found = mosaic_codes.run(codes, as_rows(queries), keys, values, live=live, scale=scale, **given)
+        holes = _holes(query_positions, positions, plan.slots)
+        given |= _pool_of(segment, query_positions, plan.rows)
+        found = mosaic_floats.run(plan, queries, keys, values, holes=holes, **given)
 
     def as_heads(array: jax.Array) -> jax.Array:
         """`B k Q ...` -> `B N T ...`."""
-        return array[:, :, :count].reshape(batch, num_heads, num_tokens, *array.shape[3:])
+        batch, tokens, heads, _ = segment.queries.shape
+        return array[:, :, : tokens * heads // keys[0].num_heads].reshape(batch, heads, tokens, *array.shape[3:])
 
     return as_heads(found[0]), as_heads(found[1]), as_heads(found[2])
+
+
+def _as_rows(array: jax.Array, stored: int, rows: int) -> jax.Array:
+    """`B N T ...` -> `B k Q ...` float32, filled up to whole tiles."""
+    found = array.astype(jnp.float32).reshape(array.shape[0], stored, -1, *array.shape[3:])
+    return jnp.pad(found, [(0, 0), (0, 0), (0, rows - found.shape[2])] + [(0, 0)] * (found.ndim - 3))
+
+
+def _rows_of(
+    segment: Segment, query_positions: Int[Array, "B T"], scale: float, rows: int
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Queries as rows of a stored head, and what else belongs to them and to slots."""
+    stored, bias = segment.keys[0].num_heads, segment.bias
+    # What padding asks is nothing, and must not set the unit of the others' integers.
+    queries = jnp.where((query_positions >= 0)[:, :, None, None], segment.queries, jnp.zeros_like(segment.queries))
+    row_positions = jnp.tile(query_positions, (1, queries.shape[2] // stored))  # a group's heads, each with T tokens
+    padding = rows - row_positions.shape[1]
+    return _as_rows(jnp.swapaxes(queries, 1, 2), stored, rows), {
+        "bias": None if bias is None else _as_rows(jnp.swapaxes(bias, 1, 2), stored, rows) * scale,
+        "positions": segment.positions,
+        "query_positions": jnp.pad(row_positions, ((0, 0), (0, padding)), constant_values=-1),
+    }
+
+
+def _pool_of(segment: Segment, query_positions: Int[Array, "B T"], rows: int) -> dict[str, Any]:
+    """Whose slots and whose rows these are, where heads share a pool."""
+    if segment.owners is None:
+        return {"owners": None, "row_heads": None}
+    of_head = segment.queries.shape[2] // segment.num_kv_heads * query_positions.shape[1]
+    return {"owners": segment.owners, "row_heads": jnp.arange(rows, dtype=jnp.int32) // of_head}
+
+
+def mass_unsupported(segment: Segment) -> str | None:
+    """Why the masses of a segment that is not `unsupported` cannot be given; None if they can."""
+    shared = segment.owners is None and segment.keys[0].num_heads != segment.num_kv_heads
+    return "heads share their stored keys" if shared else None
+
+
+def mass(
+    segment: Segment,
+    query_positions: Int[Array, "B T"],
+    scale: float,
+    totals: Totals,
+    kind: str,
+    *,
+    mesh: Mesh | None = None,
+    interpret: Any = False,
+) -> Float[Array, "B #K S"]:
+    """What the weights of each slot come to: see `reference.decode_attention`, and `walk` for the arguments.
+
+    Args:
+      segment: one that is neither `unsupported` nor `mass_unsupported`.
+      query_positions: `B T` int32.
+      scale: of the scores.
+      totals: of all segments.
+      kind: one of `reference.MASSES`.
+      mesh: as for `walk`.
+      interpret: as for `walk`.
+    """
+    function = functools.partial(_mass, scale=scale, kind=kind, device=device_kind(mesh), interpret=interpret)
+    level = totals.maximum + jnp.log(totals.total)
+    extra = jnp.where(totals.total > 0, level, 0.0), 1.0 / jnp.maximum(totals.seen, 1).astype(jnp.float32)
+    return over_mesh(function, segment, query_positions, mesh, *extra)
+
+
+def _mass(
+    segment: Segment,
+    query_positions: Int[Array, "B T"],
+    level: Float[Array, "B N T"],
+    uniform: Float[Array, "B N T"],
+    *,
+    scale: float,
+    kind: str,
+    device: str,
+    interpret: Any,
+) -> Float[Array, "B #K S"]:
+    """What one device does."""
+    plan = _float_plan(segment, (), scale, device)
+    queries, given = _rows_of(segment, query_positions, scale, plan.rows)
+    given |= _pool_of(segment, query_positions, plan.rows)
+    stored = segment.keys[0].num_heads
+    return mosaic_mass.run(
+        plan,
+        queries,
+        segment.keys,
+        level=_as_rows(level, stored, plan.rows),
+        uniform=_as_rows(uniform, stored, plan.rows),
+        live=-(-live_slots(query_positions, segment.positions) // plan.slots),
+        mass=kind,
+        group=segment.queries.shape[2] // segment.num_kv_heads,
+        interpret=interpret,
+        **given,
+    )
 
 
 def _holes(query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"], slots: int) -> Int[Array, "B blocks"]:

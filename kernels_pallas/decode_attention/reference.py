@@ -110,9 +110,10 @@ def decode_attention(
     scale: float,
     mass: str | None = None,
     walks: tuple[Callable[..., Running], ...] = (),
+    masses: tuple[Callable[..., jax.Array], ...] = (),
 ) -> tuple[Attended, ...]:
-    """See `api.decode_attention`; `walks` are other implementations of `walk`, one a segment."""
-    walks = walks or (walk,) * len(segments)
+    """See `api.decode_attention`; `walks` and `masses` implement `walk` and `mass_of` in other ways, one a segment."""
+    walks, masses = walks or (walk,) * len(segments), masses or (mass_of,) * len(segments)
     walked = [one(segment, query_positions, scale) for one, segment in zip(walks, segments, strict=True)]
     maximum = walked[0][1]
     for _, other, _ in walked[1:]:
@@ -128,8 +129,10 @@ def decode_attention(
         return tuple(outputs)
     seen = sum(jnp.sum(_visible(segment, query_positions, segment.positions), axis=3) for segment in segments)  # B #K T
     totals = Totals(maximum, total, _of_heads(seen, total.shape[1]))
-    masses = [_mass(segment, query_positions, scale, totals, mass) for segment in segments]
-    return tuple(dataclasses.replace(one, mass=mass) for one, mass in zip(outputs, masses, strict=True))
+    return tuple(
+        dataclasses.replace(attended, mass=one(segment, query_positions, scale, totals, mass))
+        for attended, one, segment in zip(outputs, masses, segments, strict=True)
+    )
 
 
 class _Blocks:
@@ -191,7 +194,7 @@ class Totals:
     seen: Any
 
 
-def _mass(
+def mass_of(
     segment: Segment, query_positions: Int[Array, "B T"], scale: float, totals: Totals, mass: str
 ) -> Float[Array, "B K S"]:
     """What the weights of each slot come to, one of `MASSES`: a second walk over the keys."""

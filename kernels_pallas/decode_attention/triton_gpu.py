@@ -227,18 +227,10 @@ class _Arrays(NamedTuple):
     tables: tuple[Any, Any]  # what the keys' and the values' codes stand for, or None
 
 
-def _walk(
-    queries: Float[Array, "B T N _"],
-    keys: Coded,
-    values: Coded,
-    positions: Int[Array, "B #k S"],
-    bias: Float[Array, "B T N"] | None,
-    query_positions: Int[Array, "B T"],
-    *,
-    scale: float,
-    interpret: Any,
-) -> Running:
+def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float, interpret: Any) -> Running:
     """`walk` on what one device holds."""
+    queries, keys, values, bias = segment.queries, segment.keys[0], segment.values[0], segment.bias
+    positions = segment.positions
     batch, num_tokens, num_heads, stored = *queries.shape[:3], keys.num_heads
     total, count = batch * stored, num_heads // stored * num_tokens
     plan = plan_for(keys, values, num_rows=count, num_heads=total)

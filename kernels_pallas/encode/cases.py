@@ -60,9 +60,9 @@ class Case:
         """Operation, rule, tokens, and whether a rotation comes first."""
         return f"encode.{self.rule}.s{self.slots}" + ".rotated" * self.transformed
 
-    @property
-    def loop_trips(self) -> tuple[int, ...]:
+    def loop_trips(self, device: str) -> tuple[int, ...]:
         """Times that the loop within a step runs."""
+        del device
         blocks = self._blocks()
         count = blocks.heads * blocks.tokens // blocks.piece
         return (count // mosaic_tpu.unrolled(count),)
@@ -78,8 +78,9 @@ class Case:
         given = basis if self.transformed else None
         return mosaic_tpu.unsupported(shape, jnp.float32, RULES[self.rule], device, basis=given) is None
 
-    def step_bytes(self) -> float:
+    def step_bytes(self, device: str) -> float:
         """What one step of the grid reads and writes: numbers, codes and scales."""
+        del device
         blocks = self._blocks()
         return blocks.heads * blocks.tokens * (self.size * (4 + RULES[self.rule].bits / 8) + 4)
 

@@ -27,17 +27,18 @@ class Case:
         """Operation and slots."""
         return f"select.s{self.slots}"
 
-    @property
-    def loop_trips(self) -> tuple[int, ...]:
+    def loop_trips(self, device: str) -> tuple[int, ...]:
         """Bits, and pieces of a long row in each; the second search runs only where keys tie."""
+        del device
         return 32, mosaic_tpu.pieces(mosaic_tpu.rows_for(self.rows, self.slots), self.slots)
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""
         return mosaic_tpu.unsupported((self.rows, self.slots), device) is None
 
-    def step_bytes(self) -> float:
+    def step_bytes(self, device: str) -> float:
         """What one step of the grid reads: keys and ages."""
+        del device
         return mosaic_tpu.rows_for(self.rows, self.slots) * self.slots * 8.0
 
     def build(self, mesh: Mesh) -> tuple[Callable[..., tuple[jax.Array, ...]], tuple[jax.ShapeDtypeStruct, ...]]:

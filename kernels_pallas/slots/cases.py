@@ -41,9 +41,9 @@ class Case:
     def _block(self) -> int:
         return mosaic_tpu.block_of(self.slots * self.width // 8)
 
-    @property
-    def loop_trips(self) -> tuple[int, ...]:
+    def loop_trips(self, device: str) -> tuple[int, ...]:
         """Times that the loop within a step runs."""
+        del device
         return (self._block // mosaic_tpu.piece_of(self._block),)
 
     def runs_on(self, device: str) -> bool:
@@ -52,8 +52,9 @@ class Case:
         part = Coded(planes=(plane,), bits=self.width)
         return mosaic_tpu.unsupported((part,), self.new, 1, device) is None
 
-    def step_bytes(self) -> float:
+    def step_bytes(self, device: str) -> float:
         """What one step of the grid moves: its bytes twice, and what comes."""
+        del device
         return 2.0 * self._block * self.size + self.new * self.size * 2
 
     def build(self, mesh: Mesh) -> tuple[Callable[..., jax.Array], tuple[jax.ShapeDtypeStruct, ...]]:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.coded import Coded
+from kernels_pallas.coded import Coded, plane_bits
 from kernels_pallas.decode_attention import mosaic_tpu
 from kernels_pallas.decode_attention.reference import Segment
 
@@ -27,20 +27,39 @@ class Case:
     slots: int = 4096
     own: bool = False
     biased: bool = False
+    form: str = ""
+    pool: bool = False
+    parts: int = 1
 
     def part(self, bits, size):
         """Keys or values."""
+        stored = (2, 1 if self.pool else self.heads)
         if bits >= 16:
             dtype = jnp.bfloat16 if bits == 16 else jnp.float32
-            return (Coded(planes=(shape((2, self.heads, self.slots, size), dtype),)),)
-        plane = shape((2, self.heads, self.slots * bits // 8, size), jnp.int8)
-        return (Coded(planes=(plane,), scale=shape((2, self.heads, self.slots), jnp.float16), bits=bits, shift=0.5),)
+            return (Coded(planes=(shape((*stored, self.slots, size), dtype),)),)
+        planes = tuple(shape((*stored, self.slots * width // 8, size), jnp.int8) for width in plane_bits(bits))
+        by_channel = int(self.form.removeprefix("by channel ")) if self.form.startswith("by channel") else 1
+        own = (self.slots,) if self.form != "channels" else (4, self.slots)
+        own = (self.slots // by_channel, size) if by_channel > 1 else own
+        scale = shape((*stored, *own), jnp.float16)
+        if self.form == "e4m3fn":
+            return (Coded(planes=planes, scale=scale, dtype="float8_e4m3fn"),)
+        made = Coded(
+            planes=planes,
+            scale=scale,
+            offset=scale if self.form in ("offsets", "channels") or by_channel > 1 else None,
+            bits=bits,
+            levels=tuple(float(level) for level in range(1 << bits)) if self.form == "table" else None,
+            shift=0.0 if self.form else 0.5,
+            token_group=by_channel,
+        )
+        return (made,) * self.parts
 
     def build(self, mesh):
         """A function to compile, and the shapes of its arguments."""
         heads = self.heads * self.group
         arrays = (
-            shape((2, self.tokens, heads, self.size), jnp.bfloat16),
+            shape((2, self.tokens, heads, self.size * self.parts), jnp.bfloat16),
             self.part(self.keys, self.size),
             self.part(self.values or self.keys, self.value_size or self.size),
             shape((2, self.heads if self.own else 1, self.slots), jnp.int32),
@@ -50,7 +69,13 @@ class Case:
 
         def attend(queries, keys, values, positions, bias, query_positions):
             segment = Segment(
-                queries=queries, keys=keys, values=values, positions=positions, bias=bias, num_kv_heads=self.heads
+                queries=queries,
+                keys=keys,
+                values=values,
+                positions=positions,
+                bias=bias,
+                owners=positions if self.pool else None,
+                num_kv_heads=self.heads,
             )
             return mosaic_tpu.walk(segment, query_positions, 1.0, mesh=mesh)
 
@@ -73,5 +98,22 @@ CASES = (
     Case("bf16, four heads of 512", 16, size=512, heads=4),
     Case("f32, heads with tokens of their own in a chunk", 32, heads=32, group=1, tokens=128, own=True),
     Case("int2, one head", 2, heads=1, group=8, slots=131_072),
+    Case("int3, heads of 80", 3, size=80),
+    Case("int3, a table, heads of 64", 3, size=64, form="table"),
+    Case("int4, a table, heads of 80", 4, size=80, form="table"),
+    Case("int1, a table, 200 slots", 1, slots=200, form="table"),
+    Case("int4, channels, four tokens and a bias", 4, form="channels", tokens=4, biased=True),
+    Case("int2, by channel of 8 tokens", 2, form="by channel 8"),
+    Case("int4, by channel of 64 tokens, heads of 96", 4, size=96, form="by channel 64"),
+    Case("int3, by channel of 32, 288 slots", 3, slots=288, form="by channel 32"),
+    Case("e4m3fn, 300 slots, tokens of their own", 8, slots=300, form="e4m3fn", own=True),
+    Case("e4m3fn, heads of 80", 8, size=80, form="e4m3fn"),
+    Case("int4 with offsets, twelve heads", 4, heads=12, group=1, form="offsets"),
+    Case("int4, a pool", 4, pool=True, group=4),
+    Case("bf16, a pool", 16, pool=True, group=4, tokens=4),
+    Case("two parts of 3 bits", 3, parts=2),
+    Case("bf16 and int4", 16, 4),
+    Case("int2 and int8", 2, 8, size=256),
+    Case("int3, sixteen tokens of eight heads", 3, group=8, tokens=16),
     Case("int4, latent", 4, size=576, value_size=512, heads=1, group=16),
 )

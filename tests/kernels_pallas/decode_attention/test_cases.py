@@ -13,19 +13,21 @@ def test_names_are_distinct_and_say_kind_and_group():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "device", "expected"),
     [
-        ("decode_attention.bf16.g8", 1024 * (4 * 2 * 128 * 2 + 4)),
-        ("decode_attention.int8.g4", 2048 * (8 * (2 * 128 + 4) + 4)),
-        ("decode_attention.int4int2.g8", 4096 * (8 * (64 + 32 + 4) + 4)),
+        ("decode_attention.bf16.g8", "TPU v6 lite", 4096 * (2 * 2 * 128 * 2 + 4)),
+        ("decode_attention.int8.g4", "TPU v5", 2048 * (8 * (2 * 128 + 4) + 4)),
+        ("decode_attention.int4int2.g8", "TPU v6 lite", 4096 * (8 * (64 + 32 + 4) + 4)),
+        ("decode_attention.int4int2.g8", "TPU7x", 2048 * (8 * (64 + 32 + 4) + 4)),
+        ("decode_attention.int2kivi.g8", "TPU7x", 2048 * (8 * (2 * 32 + 2 * 4 * 2 + 2 * 4 * 2) + 4)),
     ],
 )
-def test_a_step_reads_keys_values_scales_and_positions(name, expected):
-    assert BY_NAME[name].step_bytes() == expected
+def test_a_step_reads_keys_values_scales_and_positions(name, device, expected):
+    assert BY_NAME[name].step_bytes(device) == expected
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_kernel_serves_them(case):
-    assert case.runs_on("TPU v6 lite")
-    assert case.runs_on("TPU v5 lite") != case.table
-    assert case.runs_on("TPU7x") == (case.keys == 16)
+    for device in ("TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"):
+        assert case.runs_on(device)
+    assert case.loop_trips("TPU7x") == (() if case.keys == 16 or case.form == "e4m3fn" else (4,))

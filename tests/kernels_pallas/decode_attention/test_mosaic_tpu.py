@@ -133,7 +133,6 @@ def test_levels_of_a_table_are_looked_up(bits, size):
     keys, values = ((dataclasses.replace(part[0], levels=levels),) for part in (segment.keys, segment.values))
     given = dataclasses.replace(segment, keys=keys, values=values), positions
     assert mosaic_tpu.unsupported(given[0], CHIP) is None
-    assert "TPU v5 lite looks no bytes up" in mosaic_tpu.unsupported(given[0], "TPU v5 lite")
     assert_equal(by_kernel(*given), by_reference(*given), 5e-3)
 
 
@@ -241,30 +240,44 @@ def unserved():
     segment, _ = made(8, slots=128)
     part = segment.keys[0]
     turned = Rotated(parts=(part,), basis=None, mean=None, frequencies=(0.0,) * 32)
-    three = Coded(planes=pack(jnp.zeros((2, 2, 128, 64), jnp.int32), 3), bits=3, scale=part.scale)
-    table = dataclasses.replace(made(4, slots=128)[0].keys[0], levels=tuple(map(float, range(16))))
-    by_channel = dataclasses.replace(part, scale=jnp.ones((2, 2, 4, 64), jnp.float16), token_group=32)
+    table = dataclasses.replace(part, levels=tuple(map(float, range(256))))
+    by_channel = dataclasses.replace(part, scale=jnp.ones((2, 2, 32, 64), jnp.float16), token_group=4)
+    fewer = dataclasses.replace(part, planes=(part.planes[0][:, :1],), scale=part.scale[:, :1])
     return [
-        ({"owners": segment.positions}, "heads share one pool of slots"),
-        ({"keys": (part, part)}, "keys have several parts"),
-        ({"values": (turned,)}, "values have several parts, or are turned"),
-        ({"keys": (three,)}, "keys have 3 bits"),
-        ({"keys": (table,)}, "keys have levels of a table, and are not 2 or 4 bits of heads of 128"),
-        ({"values": (by_channel,)}, "values have offsets, or scales of channels"),
-        ({"keys": (dataclasses.replace(part, scale=None),)}, "keys have offsets, or scales of channels"),
+        ({"values": (part, turned)}, "values are turned when they are read"),
+        ({"keys": (table,)}, "keys have a table of 256 levels, more than 16"),
+        ({"values": (by_channel,)}, "values have scales of 4 tokens, and not of 8, 16, 32, 64, 128 or 256"),
+        ({"keys": (dataclasses.replace(part, scale=None),)}, "keys have no scales"),
         ({"keys": (dataclasses.replace(part, scale=jnp.ones((2, 2, 128))),)}, "keys have scales in float32"),
-        ({"keys": made(2, slots=128)[0].keys}, "keys have 128 slots, and 512 of 2 bits fill a tile"),
-        ({"keys": made("float32", slots=128)[0].keys}, "keys and values are not both codes"),
+        ({"keys": (Coded(planes=(jnp.zeros((2, 2, 128, 64), jnp.float16),)),)}, "keys are float16, or floats with"),
+        ({"values": (fewer,)}, "keys and values are not of as many heads"),
         ({"positions": jnp.zeros((2, 4, 128), jnp.int32)}, "heads that hold tokens of their own share stored keys"),
         ({"queries": jnp.zeros((2, 20, 16, 64))}, "160 queries share a head, more than 128"),
     ]
 
 
-@pytest.mark.parametrize("index", range(12))
+@pytest.mark.parametrize("index", range(9))
 def test_what_is_not_served_says_why(index):
     segment, (changes, reason) = made(8, slots=128)[0], unserved()[index]
     changed = dataclasses.replace(segment, **changes)
     assert reason in mosaic_tpu.unsupported(changed, CHIP)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "slots", "device", "integers"),
+    [
+        ((4, 4), 512, CHIP, True),
+        ((8, 2), 512, "TPU v5 lite", True),
+        ((4, 4), 512, "TPU7x", False),  # multiplies no integers
+        ((2, 4), 512, CHIP, False),  # keys have fewer bits
+        ((2, 2), 128, CHIP, False),  # fill no tile
+        (("bfloat16", 4), 512, CHIP, False),
+    ],
+)
+def test_integers_are_multiplied_where_chip_and_codes_have_them(kinds, slots, device, integers):
+    segment, _ = made(*kinds, slots=slots)
+    assert mosaic_tpu.unsupported(segment, device) is None
+    assert isinstance(mosaic_tpu.plan_for(segment, 1.0, device), mosaic_plan.Plan) == integers
 
 
 @pytest.mark.parametrize("mass", [None, "sum"])
@@ -298,10 +311,8 @@ def test_nan_in_padding_touches_no_other_query():
     assert np.isfinite(expected[0]).all()
 
 
-def test_integers_want_a_chip_that_multiplies_them_and_everything_wants_a_tpu():
-    coded, plain = made(8, slots=128)[0], made("bfloat16", slots=128)[0]
-    assert mosaic_tpu.unsupported(coded, "TPU7x") == "TPU7x multiplies no integers"
-    assert mosaic_tpu.unsupported(plain, "TPU7x") is None
+def test_everything_wants_a_tpu_that_it_was_compiled_for():
+    plain = made("bfloat16", slots=128)[0]
     assert mosaic_tpu.unsupported(plain, "TPU v4") == "it has not been compiled for TPU v4"
     assert mosaic_tpu.unsupported(plain, "NVIDIA H200") == "it runs on TPUs, and this is NVIDIA H200"
     choice = choose(plain)
@@ -312,14 +323,8 @@ def test_integers_want_a_chip_that_multiplies_them_and_everything_wants_a_tpu():
     assert choose(plain, implementation="reference").name == "reference"
 
 
-def test_keys_with_fewer_bits_than_values_and_two_kinds_of_floats_are_not_served():
-    fewer, two = made(2, 4)[0], made("bfloat16", "float32")[0]
-    assert mosaic_tpu.unsupported(fewer, CHIP) == "keys of 2 bits have fewer than values of 4"
-    assert mosaic_tpu.unsupported(two, CHIP) == "keys and values are floats of two kinds"
-
-
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
 def test_the_compiler_takes_odd_shapes(topology):
     """Head sizes, few and many heads, tokens of their own, ends that fill no tile."""
     compiled = compile_cases("tests.kernels_pallas.decode_attention.odd_cases", topology)

@@ -30,10 +30,9 @@ def test_each_device_runs_on_what_it_has_and_on_all_where_nothing_divides(batch,
     segment, newest = segment_of(batch, heads, own=own), jnp.full((batch, 1), 20, jnp.int32)
     seen = []
 
-    def function(queries, keys, values, positions, bias, query_positions):
-        seen.append((query_positions.shape[0], keys.num_heads))
-        assert queries.shape[2] == 2 * keys.num_heads
-        part = Segment(queries=queries, keys=(keys,), values=(values,), positions=positions, bias=bias)
+    def function(part, query_positions):
+        seen.append((query_positions.shape[0], part.num_kv_heads))
+        assert part.queries.shape[2] == 2 * part.keys[0].num_heads == 2 * part.num_kv_heads
         return reference.walk(part, query_positions, 0.25)
 
     ours = over_mesh(function, segment, newest, mesh)
@@ -46,10 +45,10 @@ def test_one_device_gets_the_arrays_themselves():
     segment, newest = segment_of(1, 1, own=True), jnp.zeros((1, 1), jnp.int32)
     given = []
 
-    def function(*arrays):
-        given.extend(arrays)
-        return reference.walk(segment, newest, 0.25)
+    def function(*arguments):
+        given.extend(arguments)
+        return reference.walk(*arguments, 0.25)
 
     over_mesh(function, segment, newest, None)
-    assert given[0] is segment.queries
-    assert given[4] is segment.bias
+    assert given[0] is segment
+    assert given[1] is newest

@@ -1,0 +1,185 @@
+"""The body of `mosaic_floats`: one block of slots of some heads.
+
+Scores of all chunks of a head come first, then the largest of them, then weights and what they add up to:
+
+    new = max(old, largest score)      w = 2^(score - new)      output = output 2^(old - new) + sum of w value
+"""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Bool
+
+from kernels_pallas._tpu import LANES
+from kernels_pallas.decode_attention import mosaic_parts
+from kernels_pallas.decode_attention.mosaic_parts import Refs
+
+if TYPE_CHECKING:
+    from kernels_pallas.decode_attention.mosaic_floats import Plan
+
+MASKED = -1e30
+_ROWS = 8  # sublanes of a float32 tile
+
+
+class Step:
+    """What a step reads and writes, by name; arrays have a leading axis of length 1."""
+
+    def __init__(self, plan: "Plan", names: tuple[str, ...], refs: tuple[jax.Ref, ...]):
+        self.plan, self.ref = plan, dict(zip(names, refs, strict=True))
+        self.block = pl.program_id(2)
+
+    def part(self, name: str) -> Refs:
+        """Where a part lies; scales that are one a token are read cleaned."""
+        planes = [self.ref[f"{name}.plane{index}"] for index in range(len(self.plan.parts[name].widths))]
+        fields = (f"{name}.scale", f"{name}.offset")
+        table = self.ref.get(f"{name}.table")
+        return Refs(tuple(planes), table, *[self.ref.get(f"{field}.clean", self.ref.get(field)) for field in fields])
+
+    def visible(self, head: Any, slots: Any = slice(None)) -> Bool[Array, "Q S"]:
+        """Which of a block's slots each row of a head sees."""
+        positions = self._of_head("positions", head, slots)
+        # As unsigned numbers empty slots (-1) are behind every query, and nothing is before padding (-1 + 1).
+        ahead = jax.lax.bitcast_convert_type(self.ref["query_positions"][0] + 1, jnp.uint32)
+        visible = jax.lax.bitcast_convert_type(positions, jnp.uint32) < ahead
+        if self.plan.pooled:
+            visible &= self.ref["owners"][0, :, slots] == self.ref["row_heads"][0]
+        return visible & self._within(positions.shape, slots) if self._ragged else visible
+
+    def seen(self, head: Any = None) -> Bool[Array, "_ S"]:
+        """Which slots a sequence's newest query sees: of one head, or of all."""
+        newest = jnp.max(self.ref["query_positions"][0], axis=0, keepdims=True) + 1  # 1 1
+        positions = self.ref["positions"][0] if head is None else self._of_head("positions", head, slice(None))
+        seen = jax.lax.bitcast_convert_type(positions, jnp.uint32) < jax.lax.bitcast_convert_type(newest, jnp.uint32)
+        return seen & self._within(positions.shape, slice(None)) if self._ragged else seen
+
+    def _of_head(self, name: str, head: Any, slots: Any) -> jax.Array:
+        """`1 S` of an array that heads may share."""
+        own = 0 if self.ref[name].shape[1] == 1 else head
+        return self.ref[name][0, pl.ds(own, 1), slots]
+
+    @property
+    def _ragged(self) -> bool:
+        return self.plan.num_slots % self.plan.slots != 0
+
+    def _within(self, shape: tuple[int, ...], slots: Any) -> jax.Array:
+        start = self.block * self.plan.slots + (0 if isinstance(slots, slice) else slots.start)
+        return start + jax.lax.broadcasted_iota(jnp.int32, shape, 1) < self.plan.num_slots
+
+
+def kernel(live: jax.Ref, holes: jax.Ref, *refs: jax.Ref, plan: "Plan", names: tuple[str, ...]) -> None:
+    """One step.
+
+    Args:
+      live: blocks of each sequence that hold a slot which a query sees.
+      holes: blocks that hold one which none sees.
+      refs: what is read, written, and kept for the step.
+      plan: what it is written for.
+      names: of `refs`.
+    """
+    step, row = Step(plan, names, refs), pl.program_id(0)
+    outputs = [f"value{index}" for index in range(len(plan.values))]
+
+    @pl.when(step.block == 0)
+    def _() -> None:
+        for name in (*outputs, "total"):
+            step.ref[name][...] = jnp.zeros_like(step.ref[name])
+        # Above what is masked, whose weights are then 0.
+        step.ref["maximum"][...] = jnp.full_like(step.ref["maximum"], MASKED / 10)
+
+    @pl.when(step.block < live[row])
+    def _() -> None:
+        cleared = [index for index, layout in enumerate(plan.values) if layout.bits is None]
+        if cleared:
+
+            @pl.when(holes[row, step.block] != 0)
+            def _() -> None:
+                for index in cleared:
+                    _clear(step, step.ref[f"value{index}.plane0"])
+
+        clean(step)
+        for_heads(plan, functools.partial(_add_block, step))
+
+
+def for_heads(plan: "Plan", function: Callable[[Any], None]) -> None:
+    """Calls a function of each head of a step, some of them written out side by side."""
+    heads, together = plan.heads, plan.together
+    if together == heads:
+        for head in range(heads):
+            function(head)
+        return
+
+    def some(index: jax.Array, _: None) -> None:
+        for head in range(together):
+            function(index * together + head)
+
+    jax.lax.fori_loop(0, heads // together, some, None)
+
+
+def clean(step: Step) -> None:
+    """Scales and offsets of tokens in float32, all heads at once, 0 where nothing is seen."""
+    wanted = [name for name in step.ref if name.endswith(".clean")]
+    seen = step.seen() if wanted else None
+    for name in wanted:
+        found = mosaic_parts.of_half(step.ref[name.removesuffix(".clean")][0])
+        step.ref[name][...] = jnp.where(seen, found, 0.0)
+
+
+def _clear(step: Step, values: jax.Ref) -> None:
+    """Sets values that no row sees to 0: a weight of zero does not silence a NaN."""
+    plan = step.plan
+    size = LANES if plan.slots % LANES == 0 else plan.slots
+    for head in range(plan.heads):
+
+        def piece(index: jax.Array, _: None, head: int = head) -> None:
+            start = pl.multiple_of(index * size, size)
+            seen = jnp.max(step.visible(head, pl.ds(start, size)).astype(jnp.float32), axis=0, keepdims=True)
+            column = jnp.transpose(jnp.broadcast_to(seen, (_ROWS, size)))[:, :1]
+            rows = values[0, head, pl.ds(start, size)]
+            values[0, head, pl.ds(start, size)] = jnp.where(column > 0, rows, jnp.zeros_like(rows))
+
+        jax.lax.fori_loop(0, plan.slots // size, piece, None)
+
+
+def _add_block(step: Step, head: Any) -> None:
+    """Adds a block of slots to a head's rows."""
+    plan, ref = step.plan, step.ref
+    scores = jnp.where(step.visible(head), scores_of(step, head), MASKED)
+    old = ref["maximum"][0, head]
+    new = jnp.maximum(old, jnp.max(scores, axis=1, keepdims=True))
+    decay = jnp.exp2(old - new)
+    weights = jnp.exp2(scores - new[:, :1])
+    ref["maximum"][0, head] = new
+    ref["total"][0, head] = ref["total"][0, head] * decay + jnp.sum(weights, axis=1, keepdims=True)
+    for index, layout in enumerate(plan.values):
+        part, sums = step.part(f"value{index}"), mosaic_parts.Sums()
+        own = mosaic_parts.of_head(layout, part, head, step.seen(head) if layout.groups > 1 else None)
+        for start in range(0, plan.slots, plan.chunk):
+            codes = mosaic_parts.numbers(layout, part, own, head, start, plan.chunk)
+            mosaic_parts.weigh(layout, weights[:, start : start + plan.chunk], own, codes, start, sums)
+        output = ref[f"value{index}"]
+        output[0, head] = output[0, head] * decay[:, :1] + mosaic_parts.finish(layout, sums)
+
+
+def scores_of(step: Step, head: Any) -> jax.Array:
+    """Scores of all rows and slots of a head in units of ln 2."""
+    plan, ref = step.plan, step.ref
+    parts = []
+    for index, layout in enumerate(plan.keys):
+        part = step.part(f"key{index}")
+        own = mosaic_parts.of_head(layout, part, head, step.seen(head) if layout.groups > 1 else None)
+        parts.append((layout, part, own, ref[f"key{index}.rows"][0, head], ref.get(f"key{index}.sums")))
+    chunks = []
+    for start in range(0, plan.slots, plan.chunk):
+        found = None
+        for layout, part, own, rows, sums in parts:
+            codes = mosaic_parts.numbers(layout, part, own, head, start, plan.chunk)
+            one = mosaic_parts.scores(layout, rows, None if sums is None else sums[0, head], own, codes, start)
+            found = one if found is None else found + one
+        chunks.append(found)
+    scores = chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=1)
+    scores = scores * plan.scale
+    return scores + ref["bias"][0, head] if plan.biased else scores

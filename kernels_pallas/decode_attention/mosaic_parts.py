@@ -1,0 +1,350 @@
+"""How `mosaic_floats` takes parts of keys and values to the matrix unit: as floats that hold the codes exactly.
+
+What is between a code and a number meets the rows, not the numbers (C groups of channels, or one):
+
+    scores   x[q, s] = sum over C of  scale[c, s] (q_c . code[s] + shift sum(q_c)) + offset[c, s] sum(q_c)
+    output   o[q, r] = sum over s of  w[q, s] scale[c, s] (code[s, r] + shift) + w[q, s] offset[c, s],  r in group c
+
+so rows come C times, each with zeros outside its group. Where scales belong to channels (KIVI), numbers are scaled
+instead. Codes need no rounding as bfloat16; queries and weights come as two bfloat16, what the first lacks in the
+second. Codes keep the order of tokens: the hardware reads the bytes of a tile as twice as many rows of 4 bits, or four
+times as many of 2, and for single bits a byte is parted twice:
+
+    byte        hgfedcba     ->     0 0 dc 0 0 ba, then   000d000c 000b000a     two rows each time, low half first
+
+Levels of a table are looked up by one instruction a tile: 16 of 16 bits, or 8 of 32 where chips have no other.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels_pallas._tpu import LANES
+from kernels_pallas.coded import Coded, plane_bits
+
+CHUNK = 256
+"""Slots that go to the matrix unit together: those of a tile of single bits."""
+_HALF_ROWS = 16  # float16 numbers of a tile's column
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the kernel's body is written for, of one part.
+
+    Attributes:
+      size: R.
+      plain: whether numbers are floats as they are.
+      dtype: in which they go to the matrix unit.
+      bits: of a code; None for floats.
+      float8: name of the 8-bit float that bytes are, or "".
+      levels: what codes stand for, the lowest first, or None.
+      short: whether 16 levels of 16 bits are looked up at once, and not 8 of 32.
+      shift: added to each code, or to each level.
+      groups: C, of channels with a scale each; 0 without scales that belong to tokens.
+      token_group: tokens that share a channel's scale, or 1.
+      offset: whether there are offsets.
+    """
+
+    size: int
+    plain: bool
+    dtype: str
+    bits: int | None
+    float8: str
+    levels: tuple[float, ...] | None
+    short: bool
+    shift: float
+    groups: int
+    token_group: int
+    offset: bool
+
+    @classmethod
+    def of(cls, part: Coded, *, short: bool) -> "Layout":
+        """Of a part, on a chip that looks levels of 16 bits up, or does not."""
+        plain = part.bits is None and not part.dtype
+        groups = 0
+        if part.scale is not None and part.token_group == 1:
+            groups = 1 if part.scale.ndim == 3 else part.scale.shape[2]
+        shift = part.shift
+        if part.bits is not None and part.levels is None and not _signed(part.bits):
+            shift -= 1 << (part.bits - 1)
+        return cls(
+            size=part.planes[0].shape[3],
+            plain=plain,
+            dtype=str(part.planes[0].dtype) if plain else "bfloat16",
+            bits=part.bits,
+            float8=part.dtype,
+            levels=part.levels,
+            short=short,
+            shift=shift,
+            groups=groups,
+            token_group=part.token_group,
+            offset=part.offset is not None,
+        )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of each plane; of floats nothing is packed."""
+        return (8,) if self.bits is None else plane_bits(self.bits)
+
+    @property
+    def copies(self) -> int:
+        """Times that the Q rows come: for each group of channels, in two bfloat16 unless numbers are floats anyway."""
+        return 1 if self.plain else 2 * max(self.groups, 1)
+
+    @property
+    def multiple(self) -> int:
+        """Slots that blocks are multiples of, so that all arrays' blocks are whole tiles."""
+        return CHUNK if self.token_group == 1 else max(CHUNK, _HALF_ROWS * self.token_group)
+
+
+def _signed(bits: int) -> bool:
+    """Whether codes are read as they are: of one plane, and not of single bits."""
+    return bits in (8, 4, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refs:
+    """Where a step finds one part of some heads.
+
+    Attributes:
+      planes: `1 heads bytes R` each.
+      table: `16 128`, see `table_of`; None without.
+      scale: float32 `heads S`, cleaned (see `clean`), where a token has one scale; the bits of float16 `1 heads C S` or
+        `1 heads S/t R`; None without.
+      offset: the same.
+    """
+
+    planes: tuple[Any, ...]
+    table: Any
+    scale: Any
+    offset: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OfHead:
+    """What lies between a head's codes and its numbers: `C S`, or `S/t R`, float32; None without."""
+
+    scale: Any
+    offset: Any
+
+
+def of_head(layout: Layout, refs: Refs, head: Any, seen: Bool[Array, "1 S"] | None) -> OfHead:
+    """Scales and offsets of a head, 0 where no query sees the slot: what lies there may be NaN."""
+
+    def read(ref: Any) -> Any:
+        if ref is None or layout.groups == 1:
+            return None if ref is None else ref[pl.ds(head, 1)]
+        found = of_half(ref[0, head])
+        return found if layout.token_group > 1 else jnp.where(seen, found, 0.0)
+
+    return OfHead(read(refs.scale), read(refs.offset))
+
+
+def scores(
+    layout: Layout, rows: Float[Array, "_ R"], sums: Any, own: OfHead, codes: Float[Array, "S R"], start: int
+) -> Float[Array, "Q S"]:
+    """Products of rows with the numbers that codes stand for.
+
+    Args:
+      layout: of the part.
+      rows: queries, see `Layout.copies`.
+      sums: `C Q 1`, of each query's numbers in each group; None if there is nothing to add.
+      own: of the head.
+      codes: of some slots from `start` on, see `numbers`.
+      start: in the block.
+    """
+    exact = jax.lax.Precision.HIGHEST if codes.dtype == jnp.float32 else None
+    across = (((1,), (1,)), ((), ()))
+    products = jax.lax.dot_general(rows, codes, across, precision=exact, preferred_element_type=jnp.float32)
+    if layout.plain:
+        return products
+    count, total = rows.shape[0] // layout.copies, None
+    slots = slice(start, start + codes.shape[0])
+    for group in range(layout.copies // 2):
+        found = products[2 * group * count : (2 * group + 1) * count]
+        found = found + products[(2 * group + 1) * count : (2 * group + 2) * count]
+        if layout.groups:
+            if layout.shift:
+                found = found + sums[group] * layout.shift
+            found = found * own.scale[group : group + 1, slots]
+            if layout.offset:
+                found = found + sums[group] * own.offset[group : group + 1, slots]
+        total = found if total is None else total + found
+    return total
+
+
+@dataclasses.dataclass
+class Sums:
+    """What the chunks of a block gave so far: products `_ R`, and what shifts and offsets add, `Q S` a group."""
+
+    products: Any = None
+    added: Any = None
+
+
+def weigh(layout: Layout, weights: Float[Array, "Q S"], own: OfHead, codes: Any, start: int, sums: Sums) -> None:
+    """Adds the weighted codes of some slots to `sums`."""
+    if layout.plain:
+        exact = jax.lax.Precision.HIGHEST if codes.dtype == jnp.float32 else None
+        weights = weights.astype(codes.dtype)
+        products = jnp.dot(weights, codes, precision=exact, preferred_element_type=jnp.float32)
+    else:
+        slots, rows, added = slice(start, start + codes.shape[0]), [], []
+        for group in range(layout.copies // 2):
+            scaled = weights * own.scale[group : group + 1, slots] if layout.groups else weights
+            rows += split(scaled)
+            extra = scaled * layout.shift if layout.groups else jnp.zeros_like(scaled)
+            added.append(extra + weights * own.offset[group : group + 1, slots] if _has_offsets(layout) else extra)
+        products = jnp.dot(jnp.concatenate(rows, axis=0), codes, preferred_element_type=jnp.float32)
+        if adds(layout):
+            sums.added = (
+                added if sums.added is None else [one + new for one, new in zip(sums.added, added, strict=True)]
+            )
+    sums.products = products if sums.products is None else sums.products + products
+
+
+def finish(layout: Layout, sums: Sums) -> Float[Array, "Q R"]:
+    """The weighted numbers of a block."""
+    if layout.plain:
+        return sums.products
+    groups = layout.copies // 2
+    count, total = sums.products.shape[0] // layout.copies, None
+    lane = jax.lax.broadcasted_iota(jnp.int32, (count, layout.size), 1)
+    for group in range(groups):
+        found = sums.products[2 * group * count : (2 * group + 1) * count]
+        found = found + sums.products[(2 * group + 1) * count : (2 * group + 2) * count]
+        if adds(layout):
+            found = found + jnp.sum(sums.added[group], axis=1, keepdims=True)
+        total = found if total is None else jnp.where(lane < group * layout.size // groups, total, found)
+    return total
+
+
+def split(numbers: Float[Array, "..."]) -> list[Float[Array, "..."]]:
+    """Two bfloat16 that come to a float32 within 2**-17 of it."""
+    high = numbers.astype(jnp.bfloat16)
+    return [high, (numbers - high.astype(jnp.float32)).astype(jnp.bfloat16)]
+
+
+def _has_offsets(layout: Layout) -> bool:
+    return layout.offset and layout.token_group == 1
+
+
+def adds(layout: Layout) -> bool:
+    """Whether shifts or offsets are added, which take the sums of queries and of weights."""
+    return layout.groups > 0 and (layout.shift != 0 or layout.offset)
+
+
+def numbers(layout: Layout, refs: Refs, own: OfHead, head: Any, start: int, count: int) -> Float[Array, "S R"]:
+    """What some slots of a head hold, as it goes to the matrix unit: numbers, or codes where scales meet the rows."""
+    if layout.bits is None:
+        found = refs.planes[0][0, head, pl.ds(start, count)]
+        return found if layout.plain else pltpu.bitcast(found, jnp.dtype(layout.float8)).astype(jnp.bfloat16)
+    planes = [
+        (width, ref[0, head, pl.ds(start * width // 8, count * width // 8)])
+        for width, ref in zip(layout.widths, refs.planes, strict=True)
+    ]
+    if layout.levels is not None:
+        codes = _look_up(_indices(planes, layout), layout, refs.table)
+    elif _signed(layout.bits):
+        codes = _rows(planes[0][1], planes[0][0])
+    else:
+        codes = pltpu.bitcast(_fields(planes) ^ _each(1 << (layout.bits - 1)), jnp.int8)  # counted from the lowest
+    if layout.token_group == 1:
+        return codes.astype(jnp.bfloat16)
+    return _scaled(codes.astype(jnp.float32), layout, own, start).astype(jnp.bfloat16)
+
+
+def _rows(plane: Int[Array, "_ R"], width: int) -> Int[Array, "S R"]:
+    """Codes of a plane in the order of tokens, as signed integers of 8, 4 or 2 bits."""
+    return plane if width == 8 else pltpu.bitcast(plane, {4: jnp.int4, 2: jnp.int2}[width])
+
+
+def _words(array: Int[Array, "S R"]) -> Int[Array, "_ R"]:
+    """Bytes of four rows in a word."""
+    return pltpu.bitcast(array.astype(jnp.int8), jnp.int32)
+
+
+def _each(byte: int) -> int:
+    """A byte four times, as a signed word."""
+    word = byte * 0x01010101
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def _halves(words: Int[Array, "_ R"], bits: int) -> Int[Array, "_ R"]:
+    """Bytes of 2 n bits as twice as many bytes whose lowest n bits count."""
+    low, high = (1 << bits) - 1, ((1 << bits) - 1) << bits
+    parted = (words & _each(low)) | ((words & _each(high)) << (4 - bits))
+    return _words(pltpu.bitcast(pltpu.bitcast(parted, jnp.int8), jnp.int4))
+
+
+def _fields(planes: list[tuple[int, jax.Array]]) -> Int[Array, "_ R"]:
+    """Codes as they are packed, without a sign, bytes of four rows in a word."""
+    whole, low = None, 0
+    for width, plane in planes:
+        words = _halves(_halves(_words(_rows(plane, 4)), 2), 1) if width == 1 else _words(_rows(plane, width))
+        part = (words & _each((1 << width) - 1)) << low
+        whole = part if whole is None else whole | part
+        low += width
+    return whole
+
+
+def table_of(layout: Layout) -> Float[Array, "16 128"] | Int[Array, "16 128"]:
+    """Levels by the bits of their codes, those from 0 on first, on each lane: float32, or the bits of bfloat16."""
+    half = len(layout.levels) // 2
+    ordered = layout.levels[half:] + layout.levels[:half] + (0.0,) * (16 - 2 * half)
+    table = jnp.broadcast_to(jnp.asarray(ordered, jnp.float32)[:, None], (16, LANES))
+    return table.astype(jnp.bfloat16).view(jnp.int16) if layout.short else table
+
+
+def _indices(planes: list[tuple[int, jax.Array]], layout: Layout) -> Int[Array, "S R"]:
+    """Where in a table each code's level stands, in as many bits as the levels."""
+    wide = jnp.int16 if layout.short else jnp.int32
+    if layout.widths == (4,) or layout.widths == (2,):
+        return _rows(planes[0][1], planes[0][0]).astype(wide) & ((1 << layout.bits) - 1)
+    return pltpu.bitcast(_fields(planes), jnp.int8).astype(wide)
+
+
+def _look_up(indices: Int[Array, "S R"], layout: Layout, table: jax.Ref) -> Float[Array, "S R"]:
+    """Levels of codes, a tile of the hardware at a time."""
+    slots, size = indices.shape
+    rows, lanes = 16 if layout.short else 8, min(size, LANES)
+    tables = [table[first : first + rows, :lanes] for first in range(0, len(layout.levels), rows)]
+
+    def tile(row: int, lane: int) -> jax.Array:
+        index = indices[row : row + rows, lane : lane + lanes]
+        within = index & (rows - 1) if len(tables) > 1 else index
+        found = [jnp.take_along_axis(one, within, axis=0, mode="promise_in_bounds") for one in tables]
+        return found[0] if len(found) == 1 else jnp.where(index < rows, *found)
+
+    levels = [_beside([tile(row, lane) for lane in range(0, size, lanes)], 1) for row in range(0, slots, rows)]
+    whole = _beside(levels, 0)
+    return pltpu.bitcast(whole, jnp.bfloat16) if layout.short else whole
+
+
+def _beside(arrays: list[jax.Array], axis: int) -> jax.Array:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=axis)
+
+
+def _scaled(codes: Float[Array, "S R"], layout: Layout, own: OfHead, start: int) -> Float[Array, "S R"]:
+    """Codes times what their channels have for their group of tokens."""
+    group, found = layout.token_group, []
+    for first in range(0, codes.shape[0], group):
+        row = (start + first) // group
+        part = codes[first : first + group] + layout.shift
+        part = part * own.scale[row : row + 1]
+        found.append(part + own.offset[row : row + 1] if layout.offset else part)
+    return jnp.concatenate(found, axis=0)
+
+
+def of_half(bits: Int[Array, "..."]) -> Float[Array, "..."]:
+    """Float16 numbers from their bits, subnormals included: no chip has them all."""
+    word = bits.astype(jnp.int32)
+    shifted = (word & 0x7FFF) << 13
+    normal = jax.lax.bitcast_convert_type(shifted + (112 << 23), jnp.float32)
+    subnormal = jax.lax.bitcast_convert_type(shifted + (113 << 23), jnp.float32) - 2.0**-14
+    size = jnp.where(shifted < 1 << 23, subnormal, normal)
+    return jnp.where(word < 0, -size, size)

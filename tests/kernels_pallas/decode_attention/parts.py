@@ -1,0 +1,78 @@
+"""Segments of parts of every layout, a tenth of their slots empty and NaN wherever those can hold it."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas.coded import Coded, pack
+from kernels_pallas.decode_attention import Segment
+
+LEVELS = tuple(float(np.sign(x) * abs(x) ** 1.3) for x in np.linspace(-1.4, 1.5, 16))
+FORMS = {
+    "tokens": {},
+    "offsets": {"offset": True},
+    "channels": {"groups": 4, "offset": True},
+    "by channel": {"token_group": 32, "offset": True},
+    "by channel, no offsets": {"token_group": 64},
+}
+"""How scales and offsets lie."""
+
+
+def coded(generator, bits, shape, *, empty, groups=1, token_group=1, offset=False, shift=0.5, levels=None):
+    """Codes of so many bits, with what `FORMS` says."""
+    batch, heads, slots, size = shape
+    half = 1 << (bits - 1)
+    planes = pack(jnp.asarray(generator.integers(-half, half, shape)), bits)
+    if token_group > 1:
+        own, gone = (batch, heads, slots // token_group, size), None
+    else:
+        own = (batch, heads, slots) if groups == 1 else (batch, heads, groups, slots)
+        gone = empty if groups == 1 else empty[:, :, None]
+
+    def field(low, high):
+        numbers = generator.uniform(low, high, own)
+        return jnp.asarray(numbers if gone is None else np.where(gone, np.nan, numbers), jnp.float16)
+
+    scale = field(0.5 / half, 1.5 / half)
+    return Coded(
+        planes=planes,
+        bits=bits,
+        scale=scale,
+        offset=field(-0.5, 0.5) if offset else None,
+        shift=0.0 if levels else shift,
+        token_group=token_group,
+        levels=levels,
+    )
+
+
+def floats(generator, dtype, shape, *, empty):
+    """Floats as they are, or of 8 bits with a scale a token."""
+    numbers = generator.normal(size=shape)
+    if not dtype.startswith("float8"):
+        return Coded(planes=(jnp.asarray(np.where(empty[..., None], np.nan, numbers), dtype),))
+    bytes_ = np.array(jnp.asarray(numbers * 4, dtype).view(jnp.int8))
+    bytes_[empty] = 0x7F  # NaN
+    scale = np.where(empty, np.nan, generator.uniform(0.1, 0.4, shape[:3]))
+    return Coded(planes=(jnp.asarray(bytes_),), scale=jnp.asarray(scale, jnp.float16), dtype=dtype)
+
+
+def made(make_keys, make_values, *, batch=1, stored=2, group=4, tokens=1, slots=768, size=64, own=False, seed=0):
+    """A segment, and queries at its newest positions.
+
+    What makes keys and values is a function of a generator, a shape and the empty slots, and gives one part or a tuple.
+    """
+    generator = np.random.default_rng(seed)
+    positions = np.tile(np.arange(slots, dtype=np.int32), (batch, stored if own else 1, 1))
+    positions[generator.random(positions.shape) < 0.1] = -1
+    empty = np.broadcast_to((positions < 0).all(axis=1, keepdims=True), (batch, stored, slots))
+    keys, values = (make(generator, (batch, stored, slots, size), empty=empty) for make in (make_keys, make_values))
+    keys, values = (parts if isinstance(parts, tuple) else (parts,) for parts in (keys, values))
+    width = sum(part.planes[0].shape[3] for part in keys)
+    queries = generator.normal(size=(batch, tokens, stored * group, width))
+    segment = Segment(
+        queries=jnp.asarray(queries, jnp.float32),
+        keys=keys,
+        values=values,
+        positions=jnp.asarray(positions),
+        num_kv_heads=stored,
+    )
+    return segment, jnp.asarray(slots - tokens + np.tile(np.arange(tokens, dtype=np.int32), (batch, 1)))

@@ -1,0 +1,118 @@
+"""Masses by the kernel against the reference's second walk."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels_pallas.decode_attention import api, mosaic_floats, mosaic_tpu, reference
+from kernels_pallas.decode_attention.reference import MASSES
+from tests.kernels_pallas.decode_attention.parts import FORMS, coded, floats, made
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks in few slots."""
+    monkeypatch.setattr(mosaic_floats, "_CODED_SLOTS", 256)
+    monkeypatch.setattr(mosaic_floats, "_BLOCK_SLOTS", {4: 256, 2: 256})
+
+
+def of_bits(bits, **form):
+    return lambda generator, shape, empty: coded(generator, bits, shape, empty=empty, **form)
+
+
+def of_floats(dtype):
+    return lambda generator, shape, empty: floats(generator, dtype, shape, empty=empty)
+
+
+def totals_of(segment, query_positions):
+    """What the weights of all slots come to, from probabilities written out."""
+    batch, tokens, heads, width = segment.queries.shape
+    group = heads // segment.keys[0].num_heads
+    keys = np.repeat(np.nan_to_num(np.asarray(segment.keys[0].read())), group, axis=1)
+    scores = np.einsum("btnr,bnsr->bnts", np.asarray(segment.queries), keys) * width**-0.5
+    if segment.bias is not None:
+        scores = scores + np.swapaxes(np.asarray(segment.bias), 1, 2)[..., None] * width**-0.5
+    positions = np.asarray(segment.positions)[:, :, None]
+    visible = (positions >= 0) & (positions <= np.asarray(query_positions)[:, None, :, None])
+    visible = np.repeat(visible, heads // visible.shape[1], axis=1)
+    if segment.owners is not None:
+        own = np.repeat(np.arange(segment.num_kv_heads), heads // segment.num_kv_heads)
+        visible &= np.asarray(segment.owners)[:, 0, None, None] == own[None, :, None, None]
+    scores = np.where(visible, scores, -1e30)
+    maximum = scores.max(axis=-1)
+    total = np.where(visible, np.exp(scores - maximum[..., None]), 0.0).sum(axis=-1)
+    as_floats = (jnp.asarray(one, jnp.float32) for one in (maximum, total, visible.sum(axis=-1)))
+    return reference.Totals(*as_floats)
+
+
+def compare(segment, query_positions, tolerance, *, mesh=None, interpret=True, masses=("sum",)):
+    given = query_positions, segment.queries.shape[3] ** -0.5, totals_of(segment, query_positions)
+    assert mosaic_tpu.mass_unsupported(segment) is None
+    for mass in masses:
+        ours = np.asarray(mosaic_tpu.mass(segment, *given, mass, interpret=interpret, mesh=mesh))
+        theirs = np.asarray(reference.mass_of(segment, *given, mass))
+        # A share near 1 / seen may fall on either side, and is then off by one head's.
+        off = np.abs(ours - theirs) > tolerance * np.abs(theirs).max()
+        assert off.mean() <= (5e-3 if mass == "low" else 0), (mass, off.mean())
+    return ours
+
+
+@pytest.mark.parametrize(
+    ("maker", "tolerance", "changes"),
+    [
+        (of_floats("float32"), 2e-6, {"batch": 2, "tokens": 3}),
+        (of_floats("bfloat16"), 2e-2, {"stored": 8, "group": 1}),
+        (of_bits(4), 5e-4, {"tokens": 16, "group": 1, "slots": 520}),
+        (of_bits(3), 5e-4, {"own": True, "size": 80}),
+        (of_bits(2, **FORMS["by channel"]), 2e-2, {}),
+        (of_bits(4, **FORMS["channels"]), 5e-4, {"stored": 12, "group": 1, "slots": 256}),
+    ],
+)
+def test_equals_the_reference(maker, tolerance, changes):
+    compare(*made(maker, of_floats("float32"), **changes), tolerance)
+
+
+@pytest.mark.parametrize("mass", MASSES)
+def test_of_a_pool_each_slot_counts_for_the_head_that_sees_it(mass):
+    segment, positions = made(of_bits(4), of_floats("float32"), stored=1, group=8, tokens=2, slots=512)
+    owners = jnp.asarray(np.random.default_rng(3).integers(0, 4, (1, 1, 512)), jnp.int32)
+    compare(dataclasses.replace(segment, owners=owners, num_kv_heads=4), positions, 5e-4, masses=(mass,))
+
+
+def test_rows_that_end_apart_padding_and_blocks_that_nobody_sees():
+    segment, _ = made(of_bits(4), of_floats("float32"), batch=2, tokens=2)
+    bias = jnp.asarray(np.random.default_rng(5).normal(size=segment.queries.shape[:3]), jnp.float32)
+    positions = jnp.asarray([[3, 300], [-1, -1]], jnp.int32)
+    found = compare(dataclasses.replace(segment, bias=bias), positions, 5e-4, masses=MASSES)
+    assert (found[1] == 0).all()
+    assert (found[0, :, 512:] == 0).all()
+
+
+def test_over_a_mesh_each_device_runs_it_on_what_it_has():
+    mesh = jax.make_mesh((1, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    compare(*made(of_floats("float32"), of_floats("float32"), batch=2), 1e-5, mesh=mesh)
+
+
+def test_interpreted_as_a_tpu_it_reads_and_writes_what_it_may():
+    parameters = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    try:
+        compare(*made(of_bits(4), of_bits(4), slots=520), 5e-4, interpret=parameters)
+    finally:
+        pltpu.reset_tpu_interpret_mode_state()
+
+
+def test_heads_that_share_stored_keys_are_left_to_the_reference():
+    segment, _ = made(of_bits(4), of_bits(4))
+    shared = dataclasses.replace(segment, num_kv_heads=4)
+    assert mosaic_tpu.mass_unsupported(shared) == "heads share their stored keys"
+
+
+def test_on_a_cpu_masses_are_the_references():
+    segment, positions = made(of_bits(4), of_bits(4))
+    given = {"query_positions": positions, "scale": 0.125, "mass": "sum"}
+    (ours,), (theirs,) = api.decode_attention((segment,), **given), reference.decode_attention((segment,), **given)
+    np.testing.assert_array_equal(ours.mass, theirs.mass)

@@ -1,0 +1,76 @@
+"""Every layout of codes through the float matrix unit, against the reference on the same arrays."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas.decode_attention import mosaic_floats, mosaic_parts, mosaic_tpu, reference
+from tests.kernels_pallas.decode_attention.parts import FORMS, LEVELS, coded, floats, made
+from tests.kernels_pallas.decode_attention.running import assert_equal, finished
+
+TOLERANCE = 5e-4  # of the largest number: codes are exact, rows are two bfloat16
+ROUNDED = 4e-3  # numbers are rounded to bfloat16
+
+
+@pytest.fixture(autouse=True)
+def floats_only(monkeypatch):
+    """A chip that multiplies no integers, and blocks of few slots."""
+    monkeypatch.setattr(mosaic_tpu, "_FLOATS_ONLY", ("cpu",))
+    monkeypatch.setattr(mosaic_floats, "_CODED_SLOTS", 256)
+
+
+def compare(segment, query_positions, tolerance):
+    scale = segment.queries.shape[3] ** -0.5
+    assert mosaic_tpu.unsupported(segment, "TPU7x") is None
+    ours = mosaic_tpu.walk(segment, query_positions, scale, interpret=True)
+    assert_equal(finished(ours), finished(reference.walk(segment, query_positions, scale)), tolerance)
+
+
+@pytest.mark.parametrize("bits", [8, 5, 4, 3, 2, 1])
+def test_codes_with_a_scale_a_token(bits):
+    def part(generator, shape, empty):
+        return coded(generator, bits, shape, empty=empty)
+
+    compare(*made(part, part), TOLERANCE)
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_scales_and_offsets_lie_as_they_like(form, bits):
+    def part(generator, shape, empty):
+        return coded(generator, bits, shape, empty=empty, **FORMS[form])
+
+    compare(*made(part, part), ROUNDED if "by channel" in form else TOLERANCE)
+
+
+@pytest.mark.parametrize("narrow", [(), ("cpu",)])
+@pytest.mark.parametrize("bits", [4, 3, 2, 1])
+def test_levels_of_a_table(bits, narrow, monkeypatch):
+    """Bit for bit as bfloat16 has them, on chips that look up 16 bits and on those that look up 32."""
+    monkeypatch.setattr(mosaic_tpu, "_NARROW", narrow)
+    levels = tuple(float(jnp.bfloat16(level)) for level in LEVELS[:: 16 >> bits])
+
+    def part(generator, shape, empty):
+        return coded(generator, bits, shape, empty=empty, levels=levels)
+
+    compare(*made(part, part, size=80 if bits == 3 else 256), TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_floats_of_8_bits(dtype):
+    def part(generator, shape, empty):
+        return floats(generator, dtype, shape, empty=empty)
+
+    compare(*made(part, part), TOLERANCE)
+
+
+def test_a_scale_may_be_anything_that_a_float16_can_be():
+    odd = jnp.asarray([0.0, 2.0**-24, -0.5, 2.0**-15, 1.0, 65504.0], jnp.float16)
+    found = mosaic_parts.of_half(odd.view(jnp.int16))
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(odd, np.float32))
+
+
+def test_two_bfloat16_come_to_a_float32():
+    numbers = jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)
+    high, low = (np.asarray(one, np.float64) for one in mosaic_parts.split(numbers))
+    assert np.abs((high + low) / np.asarray(numbers, np.float64) - 1).max() < 2.0**-16
