@@ -265,6 +265,10 @@ def _queries_of(
 
 def _arrays_of(layout: Layout, part: Coded, name: str, grid: "Grid") -> dict[str, tuple[jax.Array, pl.BlockSpec]]:
     """The arrays of a part, float16 as its bits."""
+    if layout.turned:
+        # A view, as the array lies so already; but XLA moves it into the branches of a round, and copies there. A
+        # barrier before it is worse: it wants the array in the order of its axes.
+        return {f"{name}.plane0": (jnp.swapaxes(part.planes[0], 2, 3), grid.of_channels(layout.size))}
     found = {
         f"{name}.plane{index}": (plane, grid.of_slots(width, plane.shape[3]))
         for index, (plane, width) in enumerate(zip(part.planes, layout.widths, strict=True))

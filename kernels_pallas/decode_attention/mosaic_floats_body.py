@@ -98,7 +98,7 @@ def kernel(live: jax.Ref, holes: jax.Ref, *refs: jax.Ref, plan: "Plan", names: t
             @pl.when(holes[row, step.block] != 0)
             def _() -> None:
                 for index in cleared:
-                    _clear(step, step.ref[f"value{index}.plane0"])
+                    _clear(step, step.ref[f"value{index}.plane0"], turned=plan.values[index].turned)
 
         clean(step)
         for_heads(plan, functools.partial(_add_block, step))
@@ -128,18 +128,20 @@ def clean(step: Step) -> None:
         step.ref[name][...] = jnp.where(seen, found, 0.0)
 
 
-def _clear(step: Step, values: jax.Ref) -> None:
+def _clear(step: Step, values: jax.Ref, *, turned: bool) -> None:
     """Sets values that no row sees to 0: a weight of zero does not silence a NaN."""
     plan = step.plan
     size = LANES if plan.slots % LANES == 0 else plan.slots
     for head in range(plan.heads):
 
         def piece(index: jax.Array, _: None, head: int = head) -> None:
-            start = pl.multiple_of(index * size, size)
-            seen = jnp.max(step.visible(head, pl.ds(start, size)).astype(jnp.float32), axis=0, keepdims=True)
-            column = jnp.transpose(jnp.broadcast_to(seen, (_ROWS, size)))[:, :1]
-            rows = values[0, head, pl.ds(start, size)]
-            values[0, head, pl.ds(start, size)] = jnp.where(column > 0, rows, jnp.zeros_like(rows))
+            slots = pl.ds(pl.multiple_of(index * size, size) if plan.slots > size else 0, size)
+            seen = jnp.max(step.visible(head, slots).astype(jnp.float32), axis=0, keepdims=True)
+            if not turned:
+                seen = jnp.transpose(jnp.broadcast_to(seen, (_ROWS, size)))[:, :1]
+            place = (0, head, slice(None), slots) if turned else (0, head, slots)
+            numbers = values[place]
+            values[place] = jnp.where(seen > 0, numbers, jnp.zeros_like(numbers))
 
         jax.lax.fori_loop(0, plan.slots // size, piece, None)
 

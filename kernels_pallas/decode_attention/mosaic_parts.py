@@ -39,6 +39,7 @@ class Layout:
     Attributes:
       size: R.
       plain: whether numbers are floats as they are.
+      turned: whether slots are on lanes: so XLA lays out what has less than 128 numbers, which would else fill no tile.
       dtype: in which they go to the matrix unit.
       bits: of a code; None for floats.
       float8: name of the 8-bit float that bytes are, or "".
@@ -52,6 +53,7 @@ class Layout:
 
     size: int
     plain: bool
+    turned: bool
     dtype: str
     bits: int | None
     float8: str
@@ -75,6 +77,7 @@ class Layout:
         return cls(
             size=part.planes[0].shape[3],
             plain=plain,
+            turned=plain and part.planes[0].shape[3] < LANES,
             dtype=str(part.planes[0].dtype) if plain else "bfloat16",
             bits=part.bits,
             float8=part.dtype,
@@ -112,7 +115,7 @@ class Refs:
     """Where a step finds one part of some heads.
 
     Attributes:
-      planes: `1 heads bytes R` each.
+      planes: `1 heads bytes R` each, or `1 heads R S` where they are turned.
       table: `16 128`, see `table_of`; None without.
       scale: float32 `heads S`, cleaned (see `clean`), where a token has one scale; the bits of float16 `1 heads C S` or
         `1 heads S/t R`; None without.
@@ -146,7 +149,7 @@ def of_head(layout: Layout, refs: Refs, head: Any, seen: Bool[Array, "1 S"] | No
 
 
 def scores(
-    layout: Layout, rows: Float[Array, "_ R"], sums: Any, own: OfHead, codes: Float[Array, "S R"], start: int
+    layout: Layout, rows: Float[Array, "_ R"], sums: Any, own: OfHead, codes: Float[Array, "..."], start: int
 ) -> Float[Array, "Q S"]:
     """Products of rows with the numbers that codes stand for.
 
@@ -159,7 +162,7 @@ def scores(
       start: in the block.
     """
     exact = jax.lax.Precision.HIGHEST if codes.dtype == jnp.float32 else None
-    across = (((1,), (1,)), ((), ()))
+    across = (((1,), (0 if layout.turned else 1,)), ((), ()))
     products = jax.lax.dot_general(rows, codes, across, precision=exact, preferred_element_type=jnp.float32)
     if layout.plain:
         return products
@@ -190,8 +193,9 @@ def weigh(layout: Layout, weights: Float[Array, "Q S"], own: OfHead, codes: Any,
     """Adds the weighted codes of some slots to `sums`."""
     if layout.plain:
         exact = jax.lax.Precision.HIGHEST if codes.dtype == jnp.float32 else None
+        across = (((1,), (1 if layout.turned else 0,)), ((), ()))
         weights = weights.astype(codes.dtype)
-        products = jnp.dot(weights, codes, precision=exact, preferred_element_type=jnp.float32)
+        products = jax.lax.dot_general(weights, codes, across, precision=exact, preferred_element_type=jnp.float32)
     else:
         slots, rows, added = slice(start, start + codes.shape[0]), [], []
         for group in range(layout.copies // 2):
@@ -238,8 +242,13 @@ def adds(layout: Layout) -> bool:
     return layout.groups > 0 and (layout.shift != 0 or layout.offset)
 
 
-def numbers(layout: Layout, refs: Refs, own: OfHead, head: Any, start: int, count: int) -> Float[Array, "S R"]:
-    """What some slots of a head hold, as it goes to the matrix unit: numbers, or codes where scales meet the rows."""
+def numbers(layout: Layout, refs: Refs, own: OfHead, head: Any, start: int, count: int) -> Float[Array, "..."]:
+    """What some slots of a head hold, as it goes to the matrix unit: numbers, or codes where scales meet the rows.
+
+    `S R`, or `R S` where slots are on lanes.
+    """
+    if layout.turned:
+        return refs.planes[0][0, head, :, pl.ds(start, count)]
     if layout.bits is None:
         found = refs.planes[0][0, head, pl.ds(start, count)]
         return found if layout.plain else pltpu.bitcast(found, jnp.dtype(layout.float8)).astype(jnp.bfloat16)
