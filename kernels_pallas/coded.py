@@ -84,7 +84,7 @@ class Coded:
       scale: `B K S`, `B K C S` or `B K S/t R`; None is 1.
       offset: added after scaling, shaped as `scale`; None is 0.
       bits: of a code, 1 to 8; None for floats.
-      levels: what each code stands for, the lowest code first; None if codes stand for themselves.
+      levels: what each of the 2**bits codes stands for, the lowest code first; None if codes stand for themselves.
       shift: added to every level: 1/2 for levels at half-integers, 2**(bits-1) for codes that count from 0.
       token_group: tokens that share a channel's scale; 1 if scales belong to tokens.
       dtype: name of the 8-bit float that the bytes are, or "".

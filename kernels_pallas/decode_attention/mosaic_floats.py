@@ -30,6 +30,7 @@ _ROWS = 8  # sublanes of a float32 tile: rows come in multiples
 _BLOCK_SLOTS = {4: 1024, 2: 4096}  # of two heads with one query each
 _MOST_RATIO = 4  # by which many rows make blocks shorter
 _CODED_SLOTS = 2048
+_MOST_BYTES = VMEM // 6  # of a block; there are two at a time, and what is made of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,7 @@ def plan_for(
     heads = num_heads if num_heads <= 8 or not shared else math.gcd(num_heads, 8)
     slots = _CODED_SLOTS * LANES // max(width, LANES) * min(8 // min(heads, 8), 2)
     slots = min(slots, _CODED_SLOTS * 256 // (heads * rows), -(-num_slots // multiple) * multiple)
+    slots = min(slots, int(_MOST_BYTES / (heads * sum(one.slot_bytes for side in layouts for one in side))))
     return make(max(slots // multiple, 1) * multiple, heads)
 
 
@@ -294,7 +296,8 @@ def _arrays_of(layout: Layout, part: Coded, name: str, grid: "Grid") -> dict[str
 class Grid:
     """Which part of each array a step gets; steps are (sequence, some of its heads, block of slots).
 
-    Arrays stay as they are stored: were they reshaped, XLA would move that into the branch of a round and copy them.
+    Codes and wide floats stay as they are stored: were they reshaped, XLA would move that into the branch of a round
+    and copy them.
     """
 
     plan: Plan

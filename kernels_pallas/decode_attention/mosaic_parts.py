@@ -95,6 +95,11 @@ class Layout:
         return (8,) if self.bits is None else plane_bits(self.bits)
 
     @property
+    def slot_bytes(self) -> float:
+        """What a slot of a head takes, scales apart."""
+        return float(self.size * (8 * jnp.dtype(self.dtype).itemsize if self.plain else sum(self.widths)) / 8)
+
+    @property
     def copies(self) -> int:
         """Times that the Q rows come: for each group of channels, in two bfloat16 unless numbers are floats anyway."""
         return 1 if self.plain else 2 * max(self.groups, 1)
@@ -325,8 +330,8 @@ def _look_up(indices: Int[Array, "S R"], layout: Layout, table: jax.Ref) -> Floa
 
     def tile(row: int, lane: int) -> jax.Array:
         index = indices[row : row + rows, lane : lane + lanes]
-        within = index & (rows - 1) if len(tables) > 1 else index
-        found = [jnp.take_along_axis(one, within, axis=0, mode="promise_in_bounds") for one in tables]
+        within, width = index & (rows - 1) if len(tables) > 1 else index, index.shape[1]
+        found = [jnp.take_along_axis(one[:, :width], within, axis=0, mode="promise_in_bounds") for one in tables]
         return found[0] if len(found) == 1 else jnp.where(index < rows, *found)
 
     levels = [_beside([tile(row, lane) for lane in range(0, size, lanes)], 1) for row in range(0, slots, rows)]

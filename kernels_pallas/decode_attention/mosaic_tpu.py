@@ -7,6 +7,7 @@ Which slots count is said by positions. Blocks behind the last live slot are nei
 map stays at the last live block.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -57,13 +58,18 @@ def unsupported(segment: Segment, device: str) -> str | None:
 def _unsupported_part(part: Coded) -> str | None:
     if part.bits is None and not part.dtype:
         dtype, plain = part.planes[0].dtype, part.scale is None and part.offset is None
+        plain &= not part.shift
         return None if plain and dtype in (jnp.bfloat16, jnp.float32) else f"are {dtype}, or floats with scales"
-    if part.levels is not None and len(part.levels) > _MOST_LEVELS:
-        return f"have a table of {len(part.levels)} levels, more than {_MOST_LEVELS}"
+    if part.levels is not None and (len(part.levels) > _MOST_LEVELS or len(part.levels) != 1 << part.bits):
+        return (
+            f"have a table of {len(part.levels)} levels for {part.bits} bits, and not of 2**bits up to {_MOST_LEVELS}"
+        )
     if part.scale is None:
-        return None if part.bits is None and part.offset is None else "have no scales"
-    if part.scale.dtype != jnp.float16:
-        return f"have scales in {part.scale.dtype}, and not in float16"
+        return None if part.bits is None and part.offset is None and not part.shift else "have no scales"
+    if any(array is not None and array.dtype != jnp.float16 for array in (part.scale, part.offset)):
+        return f"have scales in {part.scale.dtype}, or offsets, and not in float16"
+    if part.dtype and part.token_group > 1:
+        return "are 8-bit floats with scales of channels"
     if part.token_group > 1 and (part.token_group % _ROWS or CHUNK % part.token_group):
         return f"have scales of {part.token_group} tokens, and not of 8, 16, 32, 64, 128 or 256"
     return None
@@ -109,7 +115,7 @@ def walk(
       Unscaled output, maximum and sum of weights, as the reference's walk gives them.
     """
     function = functools.partial(_walk, scale=scale, device=device_kind(mesh), interpret=interpret)
-    return over_mesh(function, segment, query_positions, mesh)
+    return over_mesh(function, _owned(segment), query_positions, mesh)
 
 
 def plan_for(segment: Segment, scale: float, device: str) -> mosaic_plan.Plan | mosaic_floats.Plan:
@@ -194,6 +200,14 @@ def _pool_of(segment: Segment, query_positions: Int[Array, "B T"], rows: int) ->
     return {"owners": segment.owners, "row_heads": jnp.arange(rows, dtype=jnp.int32) // of_head}
 
 
+def _owned(segment: Segment) -> Segment:
+    """A pool's slots that belong to no head are empty ones."""
+    if segment.owners is None:
+        return segment
+    owned = (segment.owners >= 0) & (segment.owners < segment.num_kv_heads)
+    return dataclasses.replace(segment, positions=jnp.where(owned, segment.positions, -1))
+
+
 def mass_unsupported(segment: Segment) -> str | None:
     """Why the masses of a segment that is not `unsupported` cannot be given; None if they can."""
     shared = segment.owners is None and segment.keys[0].num_heads != segment.num_kv_heads
@@ -224,7 +238,7 @@ def mass(
     function = functools.partial(_mass, scale=scale, kind=kind, device=device_kind(mesh), interpret=interpret)
     level = totals.maximum + jnp.log(totals.total)
     extra = jnp.where(totals.total > 0, level, 0.0), 1.0 / jnp.maximum(totals.seen, 1).astype(jnp.float32)
-    return over_mesh(function, segment, query_positions, mesh, *extra)
+    return over_mesh(function, _owned(segment), query_positions, mesh, *extra)
 
 
 def _mass(

@@ -36,7 +36,7 @@ def over_mesh(
     parts = 1 if heads is None else mesh.shape[heads]
 
     def on_one(arrays: dict[str, Any], query_positions: jax.Array, *extra: jax.Array) -> Any:
-        num_kv_heads = segment.num_kv_heads // parts
+        num_kv_heads = segment.num_kv_heads and segment.num_kv_heads // parts
         return function(dataclasses.replace(segment, **arrays, num_kv_heads=num_kv_heads), query_positions, *extra)
 
     def of_head(array: jax.Array) -> PartitionSpec:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from kernels_pallas.coded import Coded, plane_bits
 from kernels_pallas.decode_attention import mosaic_tpu
-from kernels_pallas.decode_attention.reference import Segment
+from kernels_pallas.decode_attention.reference import Segment, Totals
 
 shape = jax.ShapeDtypeStruct
 
@@ -30,6 +30,7 @@ class Case:
     form: str = ""
     pool: bool = False
     parts: int = 1
+    mass: str = ""
 
     def part(self, bits, size):
         """Keys or values."""
@@ -77,7 +78,11 @@ class Case:
                 owners=positions if self.pool else None,
                 num_kv_heads=self.heads,
             )
-            return mosaic_tpu.walk(segment, query_positions, 1.0, mesh=mesh)
+            if not self.mass:
+                return mosaic_tpu.walk(segment, query_positions, 1.0, mesh=mesh)
+            ones = jnp.ones((2, heads, self.tokens), jnp.float32)
+            totals = Totals(ones, ones, ones)
+            return mosaic_tpu.mass(segment, query_positions, 1.0, totals, self.mass, mesh=mesh)
 
         return attend, arrays
 
@@ -119,5 +124,12 @@ CASES = (
     Case("bf16 and int4", 16, 4),
     Case("int2 and int8", 2, 8, size=256),
     Case("int3, sixteen tokens of eight heads", 3, group=8, tokens=16),
+    Case("int4, a table, heads of 192", 4, size=192, form="table"),
+    Case("int3, a table, latent", 3, size=576, value_size=512, heads=1, group=16, form="table"),
+    Case("int8 and bf16, many heads with tokens of their own", 8, 16, heads=32, group=1, own=True),
+    Case("int4 and f32, many heads with tokens of their own", 4, 32, heads=32, group=1, own=True),
+    Case("bf16, masses", 16, mass="sum"),
+    Case("int4 and 300 slots, largest masses", 4, slots=300, tokens=4, mass="peak"),
+    Case("int2 by channel, low masses of a head's own tokens", 2, form="by channel 32", own=True, mass="low"),
     Case("int4, latent", 4, size=576, value_size=512, heads=1, group=16),
 )

@@ -85,6 +85,15 @@ def test_heads_that_share_a_pool_see_their_own_slots(kind, tokens):
     compare(segment, positions, TOLERANCE["coded" if kind == 4 else kind])
 
 
+def test_a_slot_of_a_pool_that_no_head_owns_cannot_matter():
+    segment, positions = made(of_floats("float32"), of_floats("float32"), stored=1, group=8, slots=512)
+    owners = np.random.default_rng(3).integers(0, 4, (1, 1, 512)).astype(np.int32)
+    owners[..., 100:300] = -1
+    spoilt = dataclasses.replace(segment.values[0], planes=(segment.values[0].planes[0].at[:, :, 100:300].set(np.nan),))
+    segment = dataclasses.replace(segment, owners=jnp.asarray(owners), num_kv_heads=4, values=(spoilt,))
+    assert np.isfinite(compare(segment, positions, TOLERANCE["float32"])[0]).all()
+
+
 def test_a_bias_and_rows_that_end_apart():
     segment, _ = made(of_bits(3, levels=LEVELS[::2]), of_bits(2, **FORMS["channels"]), batch=2, tokens=2)
     bias = jnp.asarray(np.random.default_rng(5).normal(size=segment.queries.shape[:3]), jnp.float32)

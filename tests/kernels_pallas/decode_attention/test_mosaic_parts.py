@@ -56,6 +56,16 @@ def test_levels_of_a_table(bits, narrow, monkeypatch):
     compare(*made(part, part, size=80 if bits == 3 else 256, slots=256), TOLERANCE)
 
 
+@pytest.mark.parametrize("narrow", [(), ("cpu",)])
+def test_a_table_over_heads_that_end_within_a_tile(narrow, monkeypatch):
+    monkeypatch.setattr(mosaic_tpu, "_NARROW", narrow)
+
+    def part(generator, shape, empty):
+        return coded(generator, 4, shape, empty=empty, levels=LEVELS)
+
+    compare(*made(part, part, size=192, slots=256), ROUNDED)  # of its levels
+
+
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_floats_of_8_bits(dtype):
     def part(generator, shape, empty):

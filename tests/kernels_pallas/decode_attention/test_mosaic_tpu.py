@@ -242,10 +242,15 @@ def unserved():
     turned = Rotated(parts=(part,), basis=None, mean=None, frequencies=(0.0,) * 32)
     table = dataclasses.replace(part, levels=tuple(map(float, range(256))))
     by_channel = dataclasses.replace(part, scale=jnp.ones((2, 2, 32, 64), jnp.float16), token_group=4)
+    eight = dataclasses.replace(by_channel, bits=None, dtype="float8_e4m3fn")
     fewer = dataclasses.replace(part, planes=(part.planes[0][:, :1],), scale=part.scale[:, :1])
     return [
         ({"values": (part, turned)}, "values are turned when they are read"),
-        ({"keys": (table,)}, "keys have a table of 256 levels, more than 16"),
+        ({"keys": (table,)}, "keys have a table of 256 levels for 8 bits, and not"),
+        ({"keys": (dataclasses.replace(part, levels=(0.0, 1.0)),)}, "keys have a table of 2 levels for 8 bits"),
+        ({"keys": (dataclasses.replace(part, offset=jnp.ones((2, 2, 128))),)}, "or offsets, and not in float16"),
+        ({"keys": (eight,)}, "keys are 8-bit floats with scales of channels"),
+        ({"values": (Coded(planes=(jnp.zeros((2, 2, 128, 64)),), shift=0.5),)}, "values are float32, or floats with"),
         ({"values": (by_channel,)}, "values have scales of 4 tokens, and not of 8, 16, 32, 64, 128 or 256"),
         ({"keys": (dataclasses.replace(part, scale=None),)}, "keys have no scales"),
         ({"keys": (dataclasses.replace(part, scale=jnp.ones((2, 2, 128))),)}, "keys have scales in float32"),
@@ -256,7 +261,7 @@ def unserved():
     ]
 
 
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(13))
 def test_what_is_not_served_says_why(index):
     segment, (changes, reason) = made(8, slots=128)[0], unserved()[index]
     changed = dataclasses.replace(segment, **changes)

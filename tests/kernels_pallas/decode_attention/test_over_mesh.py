@@ -1,5 +1,7 @@
 """What each device gets of a segment, with the reference in the kernel's place."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,14 @@ def test_each_device_runs_on_what_it_has_and_on_all_where_nothing_divides(batch,
 
     ours = over_mesh(function, segment, newest, mesh)
     assert set(seen) == {spread}
+    for one, other in zip(ours, reference.walk(segment, newest, 0.25), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_number_of_heads_may_be_left_out():
+    mesh = jax.make_mesh((1, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    segment, newest = dataclasses.replace(segment_of(1, 2, own=False), num_kv_heads=None), jnp.full((1, 1), 20)
+    ours = over_mesh(lambda part, positions: reference.walk(part, positions, 0.25), segment, newest, mesh)
     for one, other in zip(ours, reference.walk(segment, newest, 0.25), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
