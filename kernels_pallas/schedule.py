@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from kernels_pallas._tpu import LIBTPU
 from kernels_pallas.decode_attention import cases as decode_attention
 from kernels_pallas.encode import cases as encode
 from kernels_pallas.select import cases as select
@@ -140,11 +141,8 @@ def measure(name: str, chip: str) -> Row:
         environment = dict(
             os.environ,
             JAX_PLATFORMS="cpu",
-            TPU_SKIP_MDS_QUERY="1",
-            TPU_WORKER_HOSTNAMES="localhost",
-            TPU_WORKER_ID="0",
-            ALLOW_MULTIPLE_LIBTPU_LOAD="1",
             LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
+            **LIBTPU,
         )
         command = [sys.executable, "-m", "kernels_pallas.schedule", f"--chip={chip}", f"--compile={name}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

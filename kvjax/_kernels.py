@@ -1,5 +1,6 @@
 """The one door to `kernels_pallas`: arrays in, arrays out."""
 
+from kernels_pallas._tpu import LIBTPU
 from kernels_pallas.coded import Coded, Parts, Rotated, alignment, look_up, pack, read_parts, slice_parts, unpack
 from kernels_pallas.decode_attention import Attended, Segment, decode_attention
 from kernels_pallas.decode_attention.api import choose as choose_attention
@@ -13,6 +14,7 @@ from kernels_pallas.slots import api as _slots
 from kernels_pallas.slots.api import merge_heads, put_slots, take_slots
 
 __all__ = [
+    "LIBTPU",
     "Attended",
     "Coded",
     "Integers",

@@ -28,6 +28,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from kvjax._kernels import LIBTPU
 from kvjax._program import Settings
 from kvjax.accounting import expected_bytes
 from kvjax.attention import attention_implementations
@@ -66,14 +67,6 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 """What is shown of a row: GB, their ratio to the ideal, and how much less a step moves than the first policy's."""
 
 _KINDS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
-_LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-"""What libtpu reads of the environment before it compiles on a machine without chips."""
-
 _SHOWN = 12  # instructions that a row of the report names
 
 
@@ -169,7 +162,7 @@ def slice_of(name: str) -> Mesh:
         raise UserError(f"The topology '{name}' is not KIND:AxB or KIND:AxBxC, such as v5e:2x4.")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("libtpu, which compiles for TPUs that are not there, is missing: pip install 'kvjax[aot]'.")
-    os.environ.update({key: os.environ.get(key, value) for key, value in _LIBTPU.items()})
+    os.environ.update({key: os.environ.get(key, value) for key, value in LIBTPU.items()})
     jax.config.update("jax_platforms", "cpu")  # no chip of this machine's is touched
     try:
         chips = topologies.get_topology_desc(platform="tpu", topology_name=name).devices

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kernels_pallas._tpu import LIBTPU
+
 
 def needs_libtpu(test):
     """Marks a test that compiles for chips that are not there."""
@@ -23,11 +25,8 @@ def run(script, *arguments):
         JAX_PLATFORMS="cpu",
         XLA_FLAGS="",
         JAX_DISABLE_MOST_OPTIMIZATIONS="0",
-        TPU_SKIP_MDS_QUERY="1",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        TPU_WORKER_HOSTNAMES="localhost",
-        TPU_WORKER_ID="0",
         PYTHONPATH=str(Path(__file__).resolve().parent.parent),
+        **LIBTPU,
     )
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

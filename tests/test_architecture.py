@@ -119,6 +119,7 @@ MAY_IMPORT = {
     "kvjax.bench_step": FOUNDATION
     | STATE
     | {
+        "kvjax._kernels",
         "kvjax._program",
         "kvjax.accounting",
         "kvjax.decoding",

@@ -32,10 +32,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas._tpu import LANES
+from kernels_pallas._tpu import LANES, MASKED, beside, in_each_byte, of_half
 from kernels_pallas.decode_attention.mosaic_plan import Plan, classes
 
-_MASKED = -1e30
 _STEPS = 127 * 256  # of the largest weight
 _TO_INTEGER = 1.5 * 2**23  # added to a float, it leaves the rounded number in its low bits
 _FLIP = 0x00410080  # of a rounded weight's word: low byte minus 128, third byte 1
@@ -90,7 +89,7 @@ def kernel(live: jax.Ref, newest: jax.Ref, *given: jax.Ref, plan: Plan, groups: 
     @pl.when(block == 0)
     def _() -> None:
         refs.output[...] = jnp.zeros_like(refs.output)
-        refs.maximum[...] = jnp.full_like(refs.maximum, _MASKED / 10)
+        refs.maximum[...] = jnp.full_like(refs.maximum, MASKED / 10)
         refs.total[...] = jnp.zeros_like(refs.total)
 
     @pl.when(block < live[sequence])
@@ -120,7 +119,7 @@ def _bring_tokens(block: jax.Array, newest: jax.Array, refs: _Refs, plan: Plan) 
                 at = (index * plan.tiles + first + part) // of_keys
                 word = _every(words[part : part + of_keys], index, lane)
                 step = 2.0 ** (-plan.key_bits * index) if plan.key_levels is None else plan.key_step
-                refs.a[at] = _of_half((word >> 3) & (0x7FFF << 13)) * (refs.unit[0] * step)
+                refs.a[at] = of_half((word >> 3) & (0x7FFF << 13)) * (refs.unit[0] * step)
                 refs.lift[at] = _lift(word)
                 if not plan.one_position:
                     refs.slot_positions[at] = _every(places[part : part + of_keys], index, lane)
@@ -155,7 +154,7 @@ def _scales(tile: int, refs: _Refs) -> Int[Array, "heads 128"]:
 def _lift(word: Int[Array, "heads 128"]) -> Float[Array, "heads 128"]:
     """The logarithm of the value's scale; far below all where the slot does not count."""
     value = word & 0xFFFF
-    return jnp.where(value > 0, jnp.log2(_of_half(value << 13)), _MASKED)
+    return jnp.where(value > 0, jnp.log2(of_half(value << 13)), MASKED)
 
 
 def _inverse(lift: Float[Array, "heads 128"]) -> Float[Array, "heads 128"]:
@@ -179,19 +178,12 @@ def _every(pieces: list[jax.Array], first: int, lane: jax.Array) -> jax.Array:
     return found
 
 
-def _of_half(shifted: jax.Array) -> jax.Array:
-    """Float16 numbers, not negative, from their bits, 13 places up, where a float32 has them; subnormals included."""
-    normal = jax.lax.bitcast_convert_type(shifted + (112 << 23), jnp.float32)
-    subnormal = jax.lax.bitcast_convert_type(shifted + (113 << 23), jnp.float32) - 2.0**-14
-    return jnp.where(shifted < 1 << 23, subnormal, normal)
-
-
 def _add_block(heads: list[int], refs: _Refs, plan: Plan) -> None:
     """Adds the block to the rows of heads that go through the matrix unit together."""
     largest: list[Any] = [None] * len(heads)
     for start in range(0, plan.slots // classes(plan.key_bits), plan.chunk):
         _score(heads, start, largest, refs, plan)
-    maxima = [jnp.maximum(jnp.max(one, axis=1, keepdims=True), _MASKED / 10) for one in largest]
+    maxima = [jnp.maximum(jnp.max(one, axis=1, keepdims=True), MASKED / 10) for one in largest]
     maxima = [jnp.broadcast_to(one, (plan.rows, LANES)) for one in maxima]
     sums = _Sums.of(len(heads))
     for start in range(0, plan.slots // classes(plan.value_bits), plan.chunk):
@@ -229,19 +221,9 @@ def _words(codes: jax.Ref, head: int, start: int, plan: Plan) -> jax.Array:
     return pltpu.bitcast(codes[0, head, pl.ds(start, plan.chunk)], jnp.int32)
 
 
-def _beside(arrays: list[jax.Array], axis: int) -> jax.Array:
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=axis)
-
-
-def _in_each_byte(byte: int) -> int:
-    """A byte four times, as a signed word."""
-    word = byte * 0x01010101
-    return word - (1 << 32) if word >= 1 << 31 else word
-
-
 def _signs(bits: int, count: int) -> int:
     """The sign bits of the first fields of each byte, as a word."""
-    return _in_each_byte(sum(1 << (bits * index + bits - 1) for index in range(count)))
+    return in_each_byte(sum(1 << (bits * index + bits - 1) for index in range(count)))
 
 
 def _score(heads: list[int], start: int, largest: list[Any], refs: _Refs, plan: Plan) -> None:
@@ -253,7 +235,7 @@ def _score(heads: list[int], start: int, largest: list[Any], refs: _Refs, plan: 
         last = index == count - 1
         codes = [_key_codes(head, start, index, refs, plan) for head in heads]
         across = (((1,), (1,)), ((), ()))
-        planes = jax.lax.dot_general(queries, _beside(codes, 1), across, preferred_element_type=jnp.int32)
+        planes = jax.lax.dot_general(queries, beside(codes, 1), across, preferred_element_type=jnp.int32)
         cut = [planes[2 * rows * one : 2 * rows * (one + 1)] for one in range(len(heads))]
         upto = [(one[:rows] << 8) + one[rows:] for one in cut]
         field = upto if below is None or table else [one - other for one, other in zip(upto, below, strict=True)]
@@ -279,9 +261,7 @@ def _key_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> In
         return _look_up(words, index, bits, refs.key_table)
     # Two's complement as it is at the top of a byte; below, 2**(bits-1) more, so that no field borrows.
     words = words ^ _signs(bits, count - 1)
-    return pltpu.bitcast(
-        words if index == count - 1 else words & _in_each_byte((1 << bits * (index + 1)) - 1), jnp.int8
-    )
+    return pltpu.bitcast(words if index == count - 1 else words & in_each_byte((1 << bits * (index + 1)) - 1), jnp.int8)
 
 
 def _value_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> Int[Array, "_ V"]:
@@ -293,13 +273,13 @@ def _value_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> 
     if plan.value_levels is not None:
         return _look_up(words, index, bits, refs.value_table)
     words = words if index == count - 1 else words << (8 - bits * (index + 1))
-    return pltpu.bitcast(words & _in_each_byte(((1 << bits) - 1) << (8 - bits)), jnp.int8)
+    return pltpu.bitcast(words & in_each_byte(((1 << bits) - 1) << (8 - bits)), jnp.int8)
 
 
 def _look_up(words: Int[Array, "_ D"], index: int, bits: int, table: jax.Ref) -> Int[Array, "_ D"]:
     """Levels of the fields of one class: a tile of bytes is permuted by a tile of bytes."""
     flipped = words ^ _signs(bits, classes(bits))
-    places = pltpu.bitcast((flipped >> (bits * index)) & _in_each_byte((1 << bits) - 1), jnp.int8)
+    places = pltpu.bitcast((flipped >> (bits * index)) & in_each_byte((1 << bits) - 1), jnp.int8)
     levels = table[...]
 
     def tile(row: int, lane: int) -> jax.Array:
@@ -307,7 +287,7 @@ def _look_up(words: Int[Array, "_ D"], index: int, bits: int, table: jax.Ref) ->
         return jnp.take_along_axis(levels, found, axis=0, mode="promise_in_bounds")
 
     lanes = range(0, places.shape[1], LANES)
-    return _beside([_beside([tile(row, lane) for lane in lanes], 1) for row in range(0, places.shape[0], 32)], 0)
+    return beside([beside([tile(row, lane) for lane in lanes], 1) for row in range(0, places.shape[0], 32)], 0)
 
 
 def _finish_scores(products: jax.Array, head: int, tile: int, refs: _Refs, plan: Plan) -> jax.Array:
@@ -319,7 +299,7 @@ def _finish_scores(products: jax.Array, head: int, tile: int, refs: _Refs, plan:
         # As unsigned numbers empty slots (-1) are behind every query, and nothing is before padding (-1 + 1).
         ahead = jax.lax.bitcast_convert_type(refs.query_positions[0] + 1, jnp.uint32)
         positions = jax.lax.bitcast_convert_type(_row(refs.slot_positions, tile, head, plan), jnp.uint32)
-        scores = jnp.where(positions < ahead, scores, _MASKED)
+        scores = jnp.where(positions < ahead, scores, MASKED)
     return scores
 
 
@@ -334,9 +314,9 @@ def _weigh(heads: list[int], start: int, maxima: list[jax.Array], sums: _Sums, r
         planes, codes = [], []
         for one, head in enumerate(heads):
             tiles = _tiles(start, index, plan.value_bits, plan)
-            planes.append(_beside([_weights(head, tile, one, maxima[one], sums, refs, plan) for tile in tiles], 1))
+            planes.append(beside([_weights(head, tile, one, maxima[one], sums, refs, plan) for tile in tiles], 1))
             codes.append(_value_codes(head, start, index, refs, plan))
-        products = jnp.dot(_beside(planes, 0), _beside(codes, 1), preferred_element_type=jnp.int32)
+        products = jnp.dot(beside(planes, 0), beside(codes, 1), preferred_element_type=jnp.int32)
         rows, width = 4 * plan.rows, plan.value_width
         for one in range(len(heads)):
             own = products[rows * one : rows * (one + 1), width * one : width * (one + 1)]
@@ -352,7 +332,7 @@ def _weights(
     _add(sums.total, one, weights * _row(refs.inverse, tile, head, plan))
     if plan.value_shift:
         _add(sums.weights, one, weights)
-    dither = _beside([refs.dither[tile % refs.dither.shape[0]]] * (plan.rows // 8), 0)
+    dither = beside([refs.dither[tile % refs.dither.shape[0]]] * (plan.rows // 8), 0)
     words = jax.lax.bitcast_convert_type(weights + dither + _TO_INTEGER, jnp.int32) ^ _FLIP
     return pltpu.bitcast(words, jnp.int8)
 

@@ -20,13 +20,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas._tpu import LANES, VMEM
+from kernels_pallas._tpu import LANES, ROWS, VMEM
 from kernels_pallas.coded import Coded, Parts
 from kernels_pallas.decode_attention import mosaic_floats_body, mosaic_parts
 from kernels_pallas.decode_attention.mosaic_parts import CHUNK, Layout
 from kernels_pallas.decode_attention.mosaic_plan import last_live
 
-_ROWS = 8  # sublanes of a float32 tile: rows come in multiples
 _BLOCK_SLOTS = {4: 1024, 2: 4096}  # of two heads with one query each
 _MOST_RATIO = 4  # by which many rows make blocks shorter
 _CODED_SLOTS = 2048
@@ -64,6 +63,11 @@ class Plan:
         """By name."""
         sides = {"key": self.keys, "value": self.values}
         return {f"{side}{index}": one for side, layouts in sides.items() for index, one in enumerate(layouts)}
+
+    @property
+    def cleared(self) -> tuple[int, ...]:
+        """Parts of the values that are floats, whose empty slots may hold NaN."""
+        return tuple(index for index, layout in enumerate(self.values) if layout.bits is None)
 
     def scales_tokens(self, name: str) -> bool:
         """Whether an array is scales or offsets, one a token."""
@@ -133,14 +137,14 @@ def plan_for(
 def _float_blocks(slots: int, rows: int, num_slots: int, num_heads: int, width: int, shared: bool) -> tuple[int, int]:
     """Slots and heads of a step where nothing is coded."""
     heads = 2
-    slots = max(slots * min(2 * _ROWS, rows) // rows, slots // _MOST_RATIO)
+    slots = max(slots * min(2 * ROWS, rows) // rows, slots // _MOST_RATIO)
     slots = max(slots * LANES // max(width, LANES) // LANES, 1) * LANES
     if not shared:
-        slots = max(slots * heads * min(2 * _ROWS, rows) // (num_heads * rows) // LANES, 1) * LANES
+        slots = max(slots * heads * min(2 * ROWS, rows) // (num_heads * rows) // LANES, 1) * LANES
         return min(slots, num_slots), num_heads
     if num_slots <= slots:  # the whole segment, and as many heads as make up for it
         heads, slots = heads * slots // num_slots, num_slots
-    heads = max(min(heads, 8) * _ROWS // rows, 1)
+    heads = max(min(heads, 8) * ROWS // rows, 1)
     return slots, math.gcd(num_heads, 1 << (heads.bit_length() - 1))
 
 

@@ -14,15 +14,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool
 
-from kernels_pallas._tpu import LANES
+from kernels_pallas._tpu import LANES, MASKED, ROWS
 from kernels_pallas.decode_attention import mosaic_parts
 from kernels_pallas.decode_attention.mosaic_parts import Refs
 
 if TYPE_CHECKING:
     from kernels_pallas.decode_attention.mosaic_floats import Plan
-
-MASKED = -1e30
-_ROWS = 8  # sublanes of a float32 tile
 
 
 class Step:
@@ -92,12 +89,11 @@ def kernel(live: jax.Ref, holes: jax.Ref, *refs: jax.Ref, plan: "Plan", names: t
 
     @pl.when(step.block < live[row])
     def _() -> None:
-        cleared = [index for index, layout in enumerate(plan.values) if layout.bits is None]
-        if cleared:
+        if plan.cleared:
 
             @pl.when(holes[row, step.block] != 0)
             def _() -> None:
-                for index in cleared:
+                for index in plan.cleared:
                     _clear(step, step.ref[f"value{index}.plane0"], turned=plan.values[index].turned)
 
         clean(step)
@@ -124,7 +120,7 @@ def clean(step: Step) -> None:
     wanted = [name for name in step.ref if name.endswith(".clean")]
     seen = step.seen() if wanted else None
     for name in wanted:
-        found = mosaic_parts.of_half(step.ref[name.removesuffix(".clean")][0])
+        found = mosaic_parts.of_float16(step.ref[name.removesuffix(".clean")][0])
         step.ref[name][...] = jnp.where(seen, found, 0.0)
 
 
@@ -138,7 +134,7 @@ def _clear(step: Step, values: jax.Ref, *, turned: bool) -> None:
             slots = pl.ds(pl.multiple_of(index * size, size) if plan.slots > size else 0, size)
             seen = jnp.max(step.visible(head, slots).astype(jnp.float32), axis=0, keepdims=True)
             if not turned:
-                seen = jnp.transpose(jnp.broadcast_to(seen, (_ROWS, size)))[:, :1]
+                seen = jnp.transpose(jnp.broadcast_to(seen, (ROWS, size)))[:, :1]
             place = (0, head, slice(None), slots) if turned else (0, head, slots)
             numbers = values[place]
             values[place] = jnp.where(seen > 0, numbers, jnp.zeros_like(numbers))

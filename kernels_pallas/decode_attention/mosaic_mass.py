@@ -14,10 +14,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas._tpu import VMEM
+from kernels_pallas._tpu import MASKED, VMEM
 from kernels_pallas.coded import Parts
 from kernels_pallas.decode_attention.mosaic_floats import Grid, Plan, inputs_of, scratch_of
-from kernels_pallas.decode_attention.mosaic_floats_body import MASKED, Step, clean, for_heads, scores_of
+from kernels_pallas.decode_attention.mosaic_floats_body import Step, clean, for_heads, scores_of
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "mass", "group", "interpret"))

@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas._tpu import LANES
+from kernels_pallas._tpu import LANES, beside, in_each_byte, of_half
 from kernels_pallas.coded import Coded, plane_bits
 
 CHUNK = 256
@@ -147,7 +147,7 @@ def of_head(layout: Layout, refs: Refs, head: Any, seen: Bool[Array, "1 S"] | No
     def read(ref: Any) -> Any:
         if ref is None or layout.groups == 1:
             return None if ref is None else ref[pl.ds(head, 1)]
-        found = of_half(ref[0, head])
+        found = of_float16(ref[0, head])
         return found if layout.token_group > 1 else jnp.where(seen, found, 0.0)
 
     return OfHead(read(refs.scale), read(refs.offset))
@@ -174,8 +174,7 @@ def scores(
     count, total = rows.shape[0] // layout.copies, None
     slots = slice(start, start + codes.shape[0])
     for group in range(layout.copies // 2):
-        found = products[2 * group * count : (2 * group + 1) * count]
-        found = found + products[(2 * group + 1) * count : (2 * group + 2) * count]
+        found = _both(products, group, count)
         if layout.groups:
             if layout.shift:
                 found = found + sums[group] * layout.shift
@@ -206,8 +205,9 @@ def weigh(layout: Layout, weights: Float[Array, "Q S"], own: OfHead, codes: Any,
         for group in range(layout.copies // 2):
             scaled = weights * own.scale[group : group + 1, slots] if layout.groups else weights
             rows += split(scaled)
-            extra = scaled * layout.shift if layout.groups else jnp.zeros_like(scaled)
-            added.append(extra + weights * own.offset[group : group + 1, slots] if _has_offsets(layout) else extra)
+            if adds(layout):
+                extra = scaled * layout.shift
+                added.append(extra + weights * own.offset[group : group + 1, slots] if layout.offset else extra)
         products = jnp.dot(jnp.concatenate(rows, axis=0), codes, preferred_element_type=jnp.float32)
         if adds(layout):
             sums.added = (
@@ -224,8 +224,7 @@ def finish(layout: Layout, sums: Sums) -> Float[Array, "Q R"]:
     count, total = sums.products.shape[0] // layout.copies, None
     lane = jax.lax.broadcasted_iota(jnp.int32, (count, layout.size), 1)
     for group in range(groups):
-        found = sums.products[2 * group * count : (2 * group + 1) * count]
-        found = found + sums.products[(2 * group + 1) * count : (2 * group + 2) * count]
+        found = _both(sums.products, group, count)
         if adds(layout):
             found = found + jnp.sum(sums.added[group], axis=1, keepdims=True)
         total = found if total is None else jnp.where(lane < group * layout.size // groups, total, found)
@@ -238,8 +237,10 @@ def split(numbers: Float[Array, "..."]) -> list[Float[Array, "..."]]:
     return [high, (numbers - high.astype(jnp.float32)).astype(jnp.bfloat16)]
 
 
-def _has_offsets(layout: Layout) -> bool:
-    return layout.offset and layout.token_group == 1
+def _both(products: Float[Array, "_ R"], group: int, count: int) -> Float[Array, "Q R"]:
+    """What the two bfloat16 of a group's Q rows come to."""
+    first = 2 * group * count
+    return products[first : first + count] + products[first + count : first + 2 * count]
 
 
 def adds(layout: Layout) -> bool:
@@ -266,7 +267,9 @@ def numbers(layout: Layout, refs: Refs, own: OfHead, head: Any, start: int, coun
     elif _signed(layout.bits):
         codes = _rows(planes[0][1], planes[0][0])
     else:
-        codes = pltpu.bitcast(_fields(planes) ^ _each(1 << (layout.bits - 1)), jnp.int8)  # counted from the lowest
+        codes = pltpu.bitcast(
+            _fields(planes) ^ in_each_byte(1 << (layout.bits - 1)), jnp.int8
+        )  # counted from the lowest
     if layout.token_group == 1:
         return codes.astype(jnp.bfloat16)
     return _scaled(codes.astype(jnp.float32), layout, own, start).astype(jnp.bfloat16)
@@ -282,16 +285,10 @@ def _words(array: Int[Array, "S R"]) -> Int[Array, "_ R"]:
     return pltpu.bitcast(array.astype(jnp.int8), jnp.int32)
 
 
-def _each(byte: int) -> int:
-    """A byte four times, as a signed word."""
-    word = byte * 0x01010101
-    return word - (1 << 32) if word >= 1 << 31 else word
-
-
 def _halves(words: Int[Array, "_ R"], bits: int) -> Int[Array, "_ R"]:
     """Bytes of 2 n bits as twice as many bytes whose lowest n bits count."""
     low, high = (1 << bits) - 1, ((1 << bits) - 1) << bits
-    parted = (words & _each(low)) | ((words & _each(high)) << (4 - bits))
+    parted = (words & in_each_byte(low)) | ((words & in_each_byte(high)) << (4 - bits))
     return _words(pltpu.bitcast(pltpu.bitcast(parted, jnp.int8), jnp.int4))
 
 
@@ -300,7 +297,7 @@ def _fields(planes: list[tuple[int, jax.Array]]) -> Int[Array, "_ R"]:
     whole, low = None, 0
     for width, plane in planes:
         words = _halves(_halves(_words(_rows(plane, 4)), 2), 1) if width == 1 else _words(_rows(plane, width))
-        part = (words & _each((1 << width) - 1)) << low
+        part = (words & in_each_byte((1 << width) - 1)) << low
         whole = part if whole is None else whole | part
         low += width
     return whole
@@ -334,13 +331,9 @@ def _look_up(indices: Int[Array, "S R"], layout: Layout, table: jax.Ref) -> Floa
         found = [jnp.take_along_axis(one[:, :width], within, axis=0, mode="promise_in_bounds") for one in tables]
         return found[0] if len(found) == 1 else jnp.where(index < rows, *found)
 
-    levels = [_beside([tile(row, lane) for lane in range(0, size, lanes)], 1) for row in range(0, slots, rows)]
-    whole = _beside(levels, 0)
+    levels = [beside([tile(row, lane) for lane in range(0, size, lanes)], 1) for row in range(0, slots, rows)]
+    whole = beside(levels, 0)
     return pltpu.bitcast(whole, jnp.bfloat16) if layout.short else whole
-
-
-def _beside(arrays: list[jax.Array], axis: int) -> jax.Array:
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=axis)
 
 
 def _scaled(codes: Float[Array, "S R"], layout: Layout, own: OfHead, start: int) -> Float[Array, "S R"]:
@@ -354,11 +347,8 @@ def _scaled(codes: Float[Array, "S R"], layout: Layout, own: OfHead, start: int)
     return jnp.concatenate(found, axis=0)
 
 
-def of_half(bits: Int[Array, "..."]) -> Float[Array, "..."]:
-    """Float16 numbers from their bits, subnormals included: no chip has them all."""
+def of_float16(bits: Int[Array, "..."]) -> Float[Array, "..."]:
+    """Float16 numbers from their bits."""
     word = bits.astype(jnp.int32)
-    shifted = (word & 0x7FFF) << 13
-    normal = jax.lax.bitcast_convert_type(shifted + (112 << 23), jnp.float32)
-    subnormal = jax.lax.bitcast_convert_type(shifted + (113 << 23), jnp.float32) - 2.0**-14
-    size = jnp.where(shifted < 1 << 23, subnormal, normal)
+    size = of_half((word & 0x7FFF) << 13)
     return jnp.where(word < 0, -size, size)

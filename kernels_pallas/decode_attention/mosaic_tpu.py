@@ -17,14 +17,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas._dispatch import device_kind
-from kernels_pallas._tpu import LANES, not_a_tpu
+from kernels_pallas._tpu import LANES, ROWS, not_a_tpu
 from kernels_pallas.coded import Coded, Parts
 from kernels_pallas.decode_attention import mosaic_codes, mosaic_floats, mosaic_mass, mosaic_plan
 from kernels_pallas.decode_attention.mosaic_parts import CHUNK
 from kernels_pallas.decode_attention.over_mesh import over_mesh
 from kernels_pallas.decode_attention.reference import Running, Segment, Totals, live_slots
 
-_ROWS = 8  # sublanes of a float32 tile: rows come in multiples
 _MOST_ROWS = 128  # of a head; a prompt's chunks are read by XLA
 _MOST_LEVELS = 16
 _NARROW = ("TPU v5",)  # chips whose matrix unit is 128 wide, and which look nothing but words up
@@ -70,7 +69,7 @@ def _unsupported_part(part: Coded) -> str | None:
         return f"have scales in {part.scale.dtype}, or offsets, and not in float16"
     if part.dtype and part.token_group > 1:
         return "are 8-bit floats with scales of channels"
-    if part.token_group > 1 and (part.token_group % _ROWS or CHUNK % part.token_group):
+    if part.token_group > 1 and (part.token_group % ROWS or CHUNK % part.token_group):
         return f"have scales of {part.token_group} tokens, and not of 8, 16, 32, 64, 128 or 256"
     return None
 
@@ -137,7 +136,7 @@ def _facts(segment: Segment) -> dict[str, Any]:
     """What both kinds of plans want."""
     rows = segment.queries.shape[1] * segment.queries.shape[2] // segment.keys[0].num_heads
     slots, biased = segment.positions.shape[2], segment.bias is not None
-    return {"rows": -(-rows // _ROWS) * _ROWS, "num_slots": slots, "biased": biased}
+    return {"rows": -(-rows // ROWS) * ROWS, "num_slots": slots, "biased": biased}
 
 
 def _float_plan(segment: Segment, values: Parts, scale: float, device: str) -> mosaic_floats.Plan:
@@ -158,7 +157,7 @@ def _walk(
     if isinstance(plan, mosaic_plan.Plan):
         found = mosaic_codes.run(plan, queries, keys[0], values[0], scale=scale, **given)
     else:
-        holes = _holes(query_positions, positions, plan.slots)
+        holes = _holes(query_positions, positions, plan.slots) if plan.cleared else _no_holes(live, plan)
         given |= _pool_of(segment, query_positions, plan.rows)
         found = mosaic_floats.run(plan, queries, keys, values, holes=holes, **given)
 
@@ -278,3 +277,8 @@ def _holes(query_positions: Int[Array, "B T"], positions: Int[Array, "B #K S"], 
     padding = -positions.shape[2] % slots
     blocks = jnp.pad(seen, [(0, 0), (0, 0), (0, padding)]).reshape(*seen.shape[:2], -1, slots)
     return jnp.any(~blocks, axis=(1, 3)).astype(jnp.int32)
+
+
+def _no_holes(live: Int[Array, "B"], plan: mosaic_floats.Plan) -> Int[Array, "B blocks"]:
+    """The same where no value can be NaN, and nobody asks."""
+    return jnp.zeros((live.shape[0], -(-plan.num_slots // plan.slots)), jnp.int32)

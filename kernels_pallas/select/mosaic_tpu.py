@@ -17,9 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int, UInt32
 
-from kernels_pallas._tpu import LANES, not_a_tpu
+from kernels_pallas._tpu import LANES, ROWS, not_a_tpu
 
-_ROWS = 8  # sublanes of a tile
 _LOWEST = -(2**31)
 _STEP_KEYS = 1 << 18  # of all rows of a step, 256 tiles written out one after the other
 _PIECE_SLOTS = 1 << 13  # of longer rows, in a loop
@@ -48,8 +47,8 @@ def rows_for(num_rows: int, num_slots: int) -> int:
       num_rows: of the whole, a multiple of 8.
       num_slots: S.
     """
-    most = max(min(num_rows, _STEP_KEYS // num_slots) // _ROWS, 1)
-    return _ROWS << (most.bit_length() - 1)
+    most = max(min(num_rows, _STEP_KEYS // num_slots) // ROWS, 1)
+    return ROWS << (most.bit_length() - 1)
 
 
 def thresholds(
@@ -80,8 +79,8 @@ def _search(
 ) -> tuple[Int[Array, "rows 1"], Int[Array, "rows 1"]]:
     """Fills up to whole tiles, and runs the kernel."""
     num_rows, num_slots = keys.shape
-    below = -num_rows % _ROWS
-    beside = -num_slots % (LANES if num_slots * _ROWS <= _STEP_KEYS else _PIECE_SLOTS)
+    below = -num_rows % ROWS
+    beside = -num_slots % (LANES if num_slots * ROWS <= _STEP_KEYS else _PIECE_SLOTS)
     # Rows that fill up have no key, and are done at once.
     keys, ages = (
         jnp.pad(array, [(0, below), (0, beside)], constant_values=fill) for array, fill in ((keys, _LOWEST), (ages, -1))

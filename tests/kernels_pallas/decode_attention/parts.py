@@ -55,6 +55,16 @@ def floats(generator, dtype, shape, *, empty):
     return Coded(planes=(jnp.asarray(bytes_),), scale=jnp.asarray(scale, jnp.float16), dtype=dtype)
 
 
+def of_bits(bits, **form):
+    """What makes codes, for `made`."""
+    return lambda generator, shape, empty: coded(generator, bits, shape, empty=empty, **form)
+
+
+def of_floats(dtype):
+    """What makes floats, for `made`."""
+    return lambda generator, shape, empty: floats(generator, dtype, shape, empty=empty)
+
+
 def made(make_keys, make_values, *, batch=1, stored=2, group=4, tokens=1, slots=768, size=64, own=False, seed=0):
     """A segment, and queries at its newest positions.
 

@@ -4,12 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels_pallas._tpu import of_half
 from kernels_pallas.decode_attention import mosaic_codes_body
 
 
 def test_float16_is_read_from_its_bits():
     bits = np.arange(0x7C00, dtype=np.int32)  # all that are finite and not negative
-    read = mosaic_codes_body._of_half(jnp.asarray(bits << 13))
+    read = of_half(jnp.asarray(bits << 13))
     np.testing.assert_array_equal(read, bits.astype(np.uint16).view(np.float16).astype(np.float32))
 
 

@@ -8,7 +8,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.decode_attention import mosaic_floats, mosaic_tpu, reference
-from tests.kernels_pallas.decode_attention.parts import FORMS, LEVELS, coded, floats, made
+from tests.kernels_pallas.decode_attention.parts import FORMS, LEVELS, coded, floats, made, of_bits, of_floats
 from tests.kernels_pallas.decode_attention.running import assert_equal, finished
 
 TOLERANCE = {"coded": 5e-4, "bfloat16": 4e-3, "float32": 2e-6}
@@ -19,14 +19,6 @@ def floats_only(monkeypatch):
     """A chip that multiplies no integers, and blocks of few slots."""
     monkeypatch.setattr(mosaic_tpu, "_FLOATS_ONLY", ("cpu",))
     monkeypatch.setattr(mosaic_floats, "_CODED_SLOTS", 256)
-
-
-def of_bits(bits, **form):
-    return lambda generator, shape, empty: coded(generator, bits, shape, empty=empty, **form)
-
-
-def of_floats(dtype):
-    return lambda generator, shape, empty: floats(generator, dtype, shape, empty=empty)
 
 
 def compare(segment, query_positions, tolerance, *, interpret=True):

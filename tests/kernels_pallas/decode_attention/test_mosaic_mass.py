@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.decode_attention import api, mosaic_floats, mosaic_tpu, reference
 from kernels_pallas.decode_attention.reference import MASSES
-from tests.kernels_pallas.decode_attention.parts import FORMS, coded, floats, made
+from tests.kernels_pallas.decode_attention.parts import FORMS, made, of_bits, of_floats
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +18,6 @@ def small_blocks(monkeypatch):
     """Several blocks in few slots."""
     monkeypatch.setattr(mosaic_floats, "_CODED_SLOTS", 256)
     monkeypatch.setattr(mosaic_floats, "_BLOCK_SLOTS", {4: 256, 2: 256})
-
-
-def of_bits(bits, **form):
-    return lambda generator, shape, empty: coded(generator, bits, shape, empty=empty, **form)
-
-
-def of_floats(dtype):
-    return lambda generator, shape, empty: floats(generator, dtype, shape, empty=empty)
 
 
 def totals_of(segment, query_positions):

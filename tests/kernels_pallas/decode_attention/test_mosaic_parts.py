@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas.decode_attention import mosaic_floats, mosaic_parts, mosaic_tpu, reference
-from tests.kernels_pallas.decode_attention.parts import FORMS, LEVELS, coded, floats, made
+from tests.kernels_pallas.decode_attention.parts import FORMS, LEVELS, made, of_bits, of_floats
 from tests.kernels_pallas.decode_attention.running import assert_equal, finished
 
 TOLERANCE = 5e-4  # of the largest number: codes are exact, rows are two bfloat16
@@ -28,17 +28,14 @@ def compare(segment, query_positions, tolerance):
 
 @pytest.mark.parametrize("bits", [8, 5, 4, 3, 2, 1])
 def test_codes_with_a_scale_a_token(bits):
-    def part(generator, shape, empty):
-        return coded(generator, bits, shape, empty=empty)
-
+    part = of_bits(bits)
     compare(*made(part, part), TOLERANCE)
 
 
 @pytest.mark.parametrize("bits", [4, 3, 2])
 @pytest.mark.parametrize("form", FORMS)
 def test_scales_and_offsets_lie_as_they_like(form, bits):
-    def part(generator, shape, empty):
-        return coded(generator, bits, shape, empty=empty, **FORMS[form])
+    part = of_bits(bits, **FORMS[form])
 
     compare(*made(part, part), ROUNDED if "by channel" in form else TOLERANCE)
 
@@ -50,8 +47,7 @@ def test_levels_of_a_table(bits, narrow, monkeypatch):
     monkeypatch.setattr(mosaic_tpu, "_NARROW", narrow)
     levels = tuple(float(jnp.bfloat16(level)) for level in LEVELS[:: 16 >> bits])
 
-    def part(generator, shape, empty):
-        return coded(generator, bits, shape, empty=empty, levels=levels)
+    part = of_bits(bits, levels=levels)
 
     compare(*made(part, part, size=80 if bits == 3 else 256, slots=256), TOLERANCE)
 
@@ -60,23 +56,21 @@ def test_levels_of_a_table(bits, narrow, monkeypatch):
 def test_a_table_over_heads_that_end_within_a_tile(narrow, monkeypatch):
     monkeypatch.setattr(mosaic_tpu, "_NARROW", narrow)
 
-    def part(generator, shape, empty):
-        return coded(generator, 4, shape, empty=empty, levels=LEVELS)
+    part = of_bits(4, levels=LEVELS)
 
     compare(*made(part, part, size=192, slots=256), ROUNDED)  # of its levels
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_floats_of_8_bits(dtype):
-    def part(generator, shape, empty):
-        return floats(generator, dtype, shape, empty=empty)
+    part = of_floats(dtype)
 
     compare(*made(part, part), TOLERANCE)
 
 
 def test_a_scale_may_be_anything_that_a_float16_can_be():
     odd = jnp.asarray([0.0, 2.0**-24, -0.5, 2.0**-15, 1.0, 65504.0], jnp.float16)
-    found = mosaic_parts.of_half(odd.view(jnp.int16))
+    found = mosaic_parts.of_float16(odd.view(jnp.int16))
     np.testing.assert_array_equal(np.asarray(found), np.asarray(odd, np.float32))
 
 
