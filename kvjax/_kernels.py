@@ -1,7 +1,18 @@
 """The one door to `kernels_pallas`: arrays in, arrays out."""
 
 from kernels_pallas._tpu import LIBTPU
-from kernels_pallas.coded import Coded, Parts, Rotated, alignment, look_up, pack, read_parts, slice_parts, unpack
+from kernels_pallas.coded import (
+    Coded,
+    Parts,
+    Rotated,
+    alignment,
+    look_up,
+    pack,
+    plane_bits,
+    read_parts,
+    slice_parts,
+    unpack,
+)
 from kernels_pallas.decode_attention import Attended, Segment, decode_attention
 from kernels_pallas.decode_attention.api import choose as choose_attention
 from kernels_pallas.encode import Integers, Table
@@ -31,6 +42,7 @@ __all__ = [
     "look_up",
     "merge_heads",
     "pack",
+    "plane_bits",
     "put_slots",
     "read_parts",
     "select",

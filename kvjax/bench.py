@@ -7,7 +7,9 @@
     python -m kvjax.bench step --topologies=v6e:2x4           bytes of a step, compiled for TPUs that are not there
 
 Ours and the peer take turns, case by case and repeat by repeat, so that whatever else the machine does falls on both;
-the best repeat of each counts. Weights and cache are float32. Prompts are random, and no token stops a generation.
+the best repeat of each counts. Prompts are random, and no token stops a generation. Without a checkpoint at hand:
+
+    python -m kvjax.bench decode --model=qwen3-8b --random_weights --dtype=bfloat16 --cases=16x16384
 """
 
 import functools
@@ -25,6 +27,7 @@ from rich.table import Table
 
 from kvjax._program import Settings, run
 from kvjax.accounting import device_bytes
+from kvjax.bench_decode import bench_decode, flag_values
 from kvjax.bench_kernels import measure_kernels
 from kvjax.bench_step import COLUMNS, MODELS, TOPOLOGIES, bench_step
 from kvjax.cache import KVCache
@@ -32,9 +35,8 @@ from kvjax.decoder import read_statistics
 from kvjax.decoding import init_cache, prefill
 from kvjax.errors import UserError, unknown
 from kvjax.folder import find_checkpoint
-from kvjax.generation import Generator
 from kvjax.grammar import parse_policy, split_policies
-from kvjax.peers import PEERS, Case, parse_case, start_peers
+from kvjax.peers import PEERS, Case, parse_case
 from kvjax.policy import Policy
 from kvjax.progress import Progress
 from kvjax.report import new_report, write_json
@@ -42,89 +44,14 @@ from kvjax.rounds import make_room, room
 from kvjax.statistics import Statistics
 from kvjax.timing import run_steps
 from models import load_model
+from models.config import DTYPES
 from models.transformer import Transformer
-
-
-class Ours:
-    """This library with one policy."""
-
-    def __init__(self, model: Transformer, policy: str, statistics: Statistics | None):
-        self.name = policy
-        self._model, self._statistics = model, statistics
-        self._made: tuple[Case, Generator] | None = None
-        self.cache_bytes = 0
-
-    def seconds_per_step(self, case: Case, new_tokens: int) -> float:
-        """Seconds of one decode step, compilation, prefill and first token apart."""
-        if self._made is None or self._made[0] != case:
-            self._made = None  # frees the last case's cache first
-            room = case.context + new_tokens
-            sizes = {"batch": case.batch, "max_tokens": room, "steps_per_dispatch": new_tokens}
-            generator = Generator(self._model, policy=self.name, statistics=self._statistics, **sizes)
-            self._made = case, generator
-        generator = self._made[1]
-        vocab_size = self._model.cache_shape.vocab_size
-        prompts = np.random.default_rng(0).integers(0, vocab_size, (case.batch, case.context)).tolist()
-        generator.generate(prompts, max_new_tokens=new_tokens + 1)
-        self.cache_bytes = device_bytes(generator.cache.layers)
-        return generator.timing.decode_seconds / generator.timing.decode_steps
-
-
-def bench_decode(settings: Settings) -> dict[str, Any]:
-    """Times decode steps of each policy and peer; returns the report."""
-    values = settings.flags
-    folder = find_checkpoint(values["model"].value)
-    cases = [parse_case(text) for text in values["cases"].value]
-    new_tokens, repeats = values["new_tokens"].value, values["repeats"].value
-    policies = [str(parse_policy(policy)) for policy in split_policies(values["policies"].value)]
-    model = load_model(folder, dtype="float32")
-    statistics = read_statistics(values["statistics"].value, folder, model)
-    report = new_report("kvjax.bench decode", config=_flag_values(values), policy=",".join(policies))
-    rows = []
-    peers = start_peers(values["against"].value, values["peer_python"].value, folder)
-    try:
-        contenders = [*(Ours(model, policy, statistics) for policy in policies), *peers]
-        with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
-            for case in cases:
-                rows += _measure(case, contenders, new_tokens=new_tokens, repeats=repeats)
-                progress.advance(1)
-    finally:
-        for peer in peers:
-            report["versions"] |= peer.versions
-            peer.close()
-    return {**report, "rows": rows}
-
-
-def _measure(case: Case, contenders: list, *, new_tokens: int, repeats: int) -> list[dict[str, Any]]:
-    """One case: contenders take turns; the best repeat of each counts."""
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for _ in range(repeats):
-        for contender in contenders:
-            seconds[contender.name].append(contender.seconds_per_step(case, new_tokens))
-    base = min(seconds[contenders[0].name])
-    return [
-        {
-            "case": str(case),
-            "name": contender.name,
-            "batch": case.batch,
-            "context": case.context,
-            "seconds_per_step": min(seconds[contender.name]),
-            "tokens_per_second": case.batch / min(seconds[contender.name]),
-            "times_slower_than_first": min(seconds[contender.name]) / base,
-            "cache_bytes": contender.cache_bytes,
-        }
-        for contender in contenders
-    ]
-
-
-def _flag_values(values: flags.FlagValues) -> dict[str, Any]:
-    return {name: values[name].value for name in values if name not in ("help", "h")}
-
 
 _COLUMNS = {
     "decode": {
         "ms/step": lambda row: f"{1000 * row['seconds_per_step']:.3f}",
         "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+        "cache MB": lambda row: f"{row['cache_bytes'] / 1e6:,.1f}",
         "time / first": lambda row: f"{row['times_slower_than_first']:.2f}",
     },
     "rounds": {
@@ -165,7 +92,7 @@ def bench_rounds(settings: Settings) -> dict[str, Any]:
     statistics = read_statistics(values["statistics"].value, folder, model)
     policies = [parse_policy(policy) for policy in split_policies(values["policies"].value)]
     cases = [parse_case(text) for text in values["cases"].value]
-    report = new_report("kvjax.bench rounds", config=_flag_values(values), policy=values["policies"].value)
+    report = new_report("kvjax.bench rounds", config=flag_values(values), policy=values["policies"].value)
     rows = []
     with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
         for case in cases:
@@ -230,7 +157,7 @@ def bench_kernels(settings: Settings) -> dict[str, Any]:
     on_cpu = jax.default_backend() == "cpu"
     default = ["1x4096"] if on_cpu else ["16x32768"]
     cases = [parse_case(text) for text in (values["cases"].value if values["cases"].present else default)]
-    report = new_report("kvjax.bench kernels", config=_flag_values(values), policy="")
+    report = new_report("kvjax.bench kernels", config=flag_values(values), policy="")
     rows = []
     with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:
         for case in cases:
@@ -267,6 +194,10 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the program's flags."""
     cases = "1x64,8x64,1x8192,8x8192"
     flags.DEFINE_string("model", "models/tiny", "Checkpoint folder or hub name.", flag_values=values)
+    flags.DEFINE_bool(
+        "random_weights", False, "`decode`: weights are drawn, and --model is a published shape.", flag_values=values
+    )
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "Of weights and cache in `decode`.", flag_values=values)
     flags.DEFINE_string(
         "policies", "full", "Policies, separated by semicolons; the first is the base.", flag_values=values
     )

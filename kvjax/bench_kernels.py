@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kvjax._kernels import Coded, Segment, choose_attention, decode_attention
+from kvjax._kernels import Coded, Segment, choose_attention, decode_attention, plane_bits
 from kvjax.accounting import device_bytes
 from kvjax.peers import Case
 
 HEADS, GROUP, SIZE = 8, 4, 128
 BUDGET = 2048  # slots that a selection leaves
+TOKENS, CHANNELS = 32, 32  # that share scales in `kivi`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +33,14 @@ class Kind:
     Attributes:
       bits: of a number; 16 is bfloat16, fewer are codes with a scale a token.
       slots: at most; None for all of the context.
+      table: whether codes stand for levels of a table, as `turboquant` has them.
+      grouped: whether scales and offsets belong to 32 tokens of a key's channel and 32 channels of a value (`kivi`).
     """
 
     bits: int
     slots: int | None = None
+    table: bool = False
+    grouped: bool = False
 
 
 KINDS = {
@@ -43,6 +48,9 @@ KINDS = {
     "int8": Kind(8),
     "int4": Kind(4),
     "int2": Kind(2),
+    "table of 4 bits": Kind(4, table=True),
+    "table of 3 bits": Kind(3, table=True),
+    "kivi, 2 bits": Kind(2, grouped=True),
     f"bf16, budget {BUDGET}": Kind(16, BUDGET),
     f"int4, budget {BUDGET}": Kind(4, BUDGET),
 }
@@ -89,18 +97,29 @@ def _segment(kind: Kind, case: Case) -> Segment:
     slots = min(kind.slots or case.context, case.context)
     key_of, value_of, query_of = jax.random.split(jax.random.key(0), 3)
 
-    def part(key: jax.Array) -> Coded:
-        shape = (case.batch, HEADS, slots * min(kind.bits, 8) // 8, SIZE)
+    def part(key: jax.Array, scales: tuple[int, ...]) -> Coded:
         if kind.bits == 16:
-            return Coded(planes=(jax.random.normal(key, shape, jnp.bfloat16),))
-        bytes_ = jax.random.randint(key, shape, -128, 128, jnp.int8)
-        scale = jnp.full((case.batch, HEADS, slots), 1 / (1 << (kind.bits - 1)), jnp.float16)
-        return Coded(planes=(bytes_,), scale=scale, bits=kind.bits, shift=0.5)
+            return Coded(planes=(jax.random.normal(key, (case.batch, HEADS, slots, SIZE), jnp.bfloat16),))
+        planes = tuple(
+            jax.random.randint(key, (case.batch, HEADS, slots * width // 8, SIZE), -128, 128, jnp.int8)
+            for width in plane_bits(kind.bits)
+        )
+        half = 1 << (kind.bits - 1)
+        scale = jnp.full((case.batch, HEADS, *scales), 1 / half, jnp.float16)
+        if kind.table:
+            levels = tuple((2 * code + 1 - 2 * half) / (2 * half) for code in range(2 * half))
+            return Coded(planes=planes, scale=scale, bits=kind.bits, levels=levels)
+        if not kind.grouped:
+            return Coded(planes=planes, scale=scale, bits=kind.bits, shift=0.5)
+        group = TOKENS if scales[-1] == SIZE else 1
+        return Coded(planes=planes, scale=scale, offset=-scale, bits=kind.bits, shift=float(half), token_group=group)
 
+    of_keys = (slots // TOKENS, SIZE) if kind.grouped else (slots,)
+    of_values = (SIZE // CHANNELS, slots) if kind.grouped else (slots,)
     return Segment(
         queries=jax.random.normal(query_of, (case.batch, 1, HEADS * GROUP, SIZE), jnp.bfloat16),
-        keys=(part(key_of),),
-        values=(part(value_of),),
+        keys=(part(key_of, of_keys),),
+        values=(part(value_of, of_values),),
         positions=jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (case.batch, 1, slots)),
         num_kv_heads=HEADS,
     )
@@ -119,12 +138,14 @@ def _attend(queries: jax.Array, keys: Any, values: Any, positions: jax.Array, *,
 
 
 def _copy_rate(case: Case, *, repeats: int, calls: int) -> float:
-    """Bytes a second of reading and writing an array as large as the keys in bfloat16."""
+    """Bytes a second that the runtime's own copy reads and writes, of an array as large as the keys in bfloat16."""
     array = jnp.zeros((case.batch * HEADS * case.context, SIZE), jnp.bfloat16)
 
-    @jax.jit
     def copy(array: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, calls, lambda _, array: array + jnp.bfloat16(1), array)
+        copied = array
+        for _ in range(calls):  # the device is behind: it never waits for the next call
+            copied = jnp.copy(array)
+        return copied
 
     return 2 * array.nbytes * calls / _best(copy, (array,), repeats)
 

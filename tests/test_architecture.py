@@ -20,6 +20,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 
 PROGRAMS = {
     "kvjax.bench",
+    "kvjax.bench_decode",
     "kvjax.calibrate",
     "kvjax.comparison",
     "kvjax.decode",
@@ -243,7 +244,17 @@ PACKAGES = (
 )
 """Packages whose modules share one entry."""
 
-KERNEL_PACKAGES = {"jax", "jaxtyping", "typing", "math", "functools", "dataclasses", "collections", "kernels_pallas"}
+KERNEL_PACKAGES = {
+    "jax",
+    "jaxtyping",
+    "typing",
+    "math",
+    "struct",
+    "functools",
+    "dataclasses",
+    "collections",
+    "kernels_pallas",
+}
 
 
 def module_name(path):

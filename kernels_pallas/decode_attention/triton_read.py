@@ -1,0 +1,327 @@
+"""How the GPU kernel reads one part of a segment, block by block: numbers, scales and offsets of the slots.
+
+    block   I rows of n tokens, as many as share a byte; field j is the token n i + j of each row i
+    piece   channels that a product takes at once; where an element holds two (`triton_words`), the even or the odd ones
+
+What two tokens or channels share is read once, as 32 bits where that are two float16: the chip copies ahead of time
+whatever is no less.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels_pallas.coded import Coded, look_up, plane_bits
+from kernels_pallas.decode_attention import triton_words
+
+LEAST = 16  # of two sides of a matrix product
+_WIDEST = 128  # piece of a vector
+_SMALLEST = 2.0**-24  # scale in float16
+
+
+class Piece(NamedTuple):
+    """Channels that a product takes at once.
+
+    Attributes:
+      start: of their elements.
+      size: how many channels, a power of two.
+      place: of their numbers among all, as the kernel orders these.
+      parity: which of the two channels of an element; None where it is one.
+    """
+
+    start: int
+    size: int
+    place: int
+    parity: int | None = None
+
+
+Groups = tuple[tuple[Piece, ...], ...]
+"""Pieces of each group of channels that share scales."""
+
+
+def groups_of(part: Coded) -> Groups:
+    """How the channels of a part are cut."""
+    count = num_groups(part)
+    size = part.planes[0].shape[3] // count
+    return tuple(_pieces(size * index, size, words=in_words(part)) for index in range(count))
+
+
+def num_groups(part: Coded) -> int:
+    """Groups of channels of a token that have scales of their own."""
+    grouped = part.token_group == 1 and part.scale is not None and len(part.scale.shape) == 4
+    return part.scale.shape[2] if grouped else 1
+
+
+def in_words(part: Coded) -> bool:
+    """Whether elements are two channels: even and odd ones have to be wide enough for a product."""
+    wide = part.planes[0].shape[3] // num_groups(part) % (2 * LEAST) == 0
+    return triton_words.possible(part) and wide and (part.token_group == 1 or _is_half(part.scale))
+
+
+def _is_half(array: jax.Array) -> bool:
+    return array.dtype == jnp.float16
+
+
+def _pieces(start: int, width: int, *, words: bool) -> tuple[Piece, ...]:
+    """Powers of two that make up a width, the largest first: 80 = 64 + 16."""
+    found: list[Piece] = []
+    end = start + width
+    while start < end:
+        elements = (end - start) // 2 if words else end - start
+        size = min(1 << (elements.bit_length() - 1), _WIDEST // 2 if words else _WIDEST)
+        if words:
+            found += [Piece(start // 2, size, start + parity * size, parity) for parity in (0, 1)]
+        else:
+            found.append(Piece(start, size, start))
+        start += 2 * size if words else size
+    return tuple(found)
+
+
+def channels(groups: Groups) -> list[int]:
+    """Which channel lies at each place."""
+    step = {None: 1, 0: 2, 1: 2}
+    pieces = [piece for group in groups for piece in group]
+    return [
+        step[piece.parity] * (piece.start + index) + (piece.parity or 0)
+        for piece in pieces
+        for index in range(piece.size)
+    ]
+
+
+def num_fields(part: Coded) -> int:
+    """Tokens that share a byte of the finest plane."""
+    return 1 if part.bits is None else 8 // min(plane_bits(part.bits))
+
+
+def in_fields(part: Coded, fields: int) -> Coded:
+    """With one axis of heads, and fields: planes `heads I _ R`, scales of tokens `heads [C] I n`.
+
+    No byte moves. Elements are two channels where a part is `in_words`; two float16 scales or offsets are an int32.
+    """
+    widths = (8,) if part.bits is None else plane_bits(part.bits)
+    words = in_words(part)
+    planes = (
+        plane.reshape(-1, plane.shape[2] * 8 // (fields * width), fields * width // 8, plane.shape[3])
+        for plane, width in zip(part.planes, widths, strict=True)
+    )
+
+    def lay_out(array: jax.Array | None) -> jax.Array | None:
+        if array is None:
+            return None
+        if part.token_group > 1:
+            array = array.reshape(-1, *array.shape[2:])
+            return array.view(jnp.int32) if words else array
+        array = array.reshape(-1, *array.shape[2:-1], array.shape[-1] // fields, fields)
+        return array.view(jnp.int32) if fields > 1 and _is_half(array) else array
+
+    return dataclasses.replace(
+        part,
+        planes=tuple(plane.view(jnp.int16) if words else plane for plane in planes),
+        scale=lay_out(part.scale),
+        offset=lay_out(part.offset),
+    )
+
+
+def dtype_of(part: Coded) -> Any:
+    """The dtype in which numbers are multiplied."""
+    return jnp.float16 if part.bits is not None or part.dtype else part.planes[0].dtype
+
+
+def table_of(part: Coded) -> Float[Array, "levels"] | None:
+    """What the bits of a code stand for, if one read is less than choosing among the levels."""
+    if part.levels is None or part.bits < 3 or in_words(part):
+        return None
+    half = len(part.levels) // 2
+    return (jnp.asarray(part.levels[half:] + part.levels[:half], jnp.float32) + part.shift).astype(dtype_of(part))
+
+
+def unit_of(part: Coded, groups: Groups) -> float:
+    """What numbers come in multiples of, before scales."""
+    words = groups[0][0].parity is not None
+    return triton_words.UNIT if words and _are_integers(part) and part.token_group == 1 else 1.0
+
+
+def _are_integers(part: Coded) -> bool:
+    """Whether codes stand for themselves."""
+    return part.bits is not None and part.levels is None
+
+
+def has(part: Coded, name: str) -> bool:
+    """Whether a part has scales or offsets that belong to tokens."""
+    return part.token_group == 1 and getattr(part, name) is not None
+
+
+class Field(NamedTuple):
+    """A token of each row of a block.
+
+    Attributes:
+      index: which.
+      visible: which query rows see it, `I Q`, or `I 1` where that is the same for all.
+      seen: whether any does, `I`.
+    """
+
+    index: int
+    visible: Bool[Array, "slots #Q"]
+    seen: Bool[Array, "slots"]
+
+
+class Slots:
+    """The slots of a block, in rows of `fields` tokens."""
+
+    def __init__(self, start: jax.Array, size: int, count: int, fields: int):
+        index = start + jnp.arange(size, dtype=jnp.int32)
+        self.index, self.fields, self._where = jnp.minimum(index, count - 1), fields, pl.ds(start, size)
+        self._inside = index < count if count % size else None
+
+    def load(self, ref: jax.Ref, *index: Any, before: tuple[int, ...] = (), fill: int = 0) -> jax.Array:
+        """Entries of the rows, `I ...`; `fill` behind the last one."""
+        return load(ref, self._inside, *before, self._where, *index, fill=fill)
+
+    def field(self, positions: jax.Ref, index: int, query_positions: Int[Array, "Q"], *, num_tokens: int) -> Field:
+        """Who sees the tokens of a field."""
+        found = self.load(positions, index, fill=-1)
+        present = found >= 0
+        seen = present & (found <= jnp.max(query_positions))
+        if num_tokens == 1:
+            return Field(index, seen[:, None], seen)
+        return Field(index, present[:, None] & (found[:, None] <= query_positions[None, :]), seen)
+
+
+def load(ref: jax.Ref, inside: jax.Array | None, *index: Any, fill: int = 0) -> jax.Array:
+    """Part of an array; `fill` in the rows, the first of its axes, that are not inside."""
+    if inside is None:
+        return ref[index]
+    index = tuple(jnp.int32(one) if isinstance(one, int) else one for one in index)  # interpreted, it wants arrays
+    shape = ref.at[index].shape
+    mask = inside if len(shape) == 1 else jnp.broadcast_to(inside[:, None], shape)
+    return pltriton.load(ref.at[index], mask=mask, other=jnp.asarray(fill, ref.dtype))
+
+
+class Reader:
+    """A block of one part; what fields or channels share is read once."""
+
+    def __init__(self, part: Coded, groups: Groups, slots: Slots, table: jax.Ref | None, *, interpret: bool):
+        self.part, self.groups, self.dtype, self.unit = part, groups, dtype_of(part), unit_of(part, groups)
+        self._slots, self._table = slots, table
+        self._interpret = interpret
+        self._held: dict[Any, jax.Array] = {}
+
+    def of_tokens(self, name: str, field: Field, group: int) -> Float[Array, "slots"] | None:
+        """A field's scales or offsets of a group of channels; None if there are none, or they are in the numbers."""
+        if not has(self.part, name):
+            return None
+        ref = getattr(self.part, name)
+        before = (group,) if len(ref.shape) == 3 else ()
+        pairs = ref.dtype == jnp.int32
+        entry = field.index // 2 if pairs else field.index
+        found = self._hold((name, group, entry), lambda: self._slots.load(ref, entry, before=before))
+        found = _half(found, field.index % 2) if pairs else found
+        return jnp.where(field.seen, found.astype(jnp.float32), 0.0)
+
+    def scaled(self, scores: Float[Array, "slots Q"], field: Field) -> Float[Array, "slots Q"]:
+        """Scores of which 2 to the power is a scaled weight, or half of it: what float16 must have room for.
+
+        What is added is a whole number, so that of the largest weight no digit is lost when it is rounded.
+        """
+        if not has(self.part, "scale"):
+            return scores
+        scales = [jnp.abs(self.of_tokens("scale", field, group)) for group in range(len(self.groups))]
+        largest = jnp.maximum(functools.reduce(jnp.maximum, scales), _SMALLEST)
+        exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) - 127
+        return scores + exponent.astype(jnp.float32)[:, None]
+
+    def numbers(self, field: Field, piece: Piece) -> Float[Array, "slots R"]:
+        """A field's numbers before scales and offsets of tokens, in `unit`s; anything where a slot is empty."""
+        part = self.part
+        if piece.parity is not None:
+            found = self._from_words(field, piece)
+        elif part.dtype:
+            found = _from_float8(self._elements(0, field.index, piece), part.dtype)
+        else:
+            found = self._elements(0, field.index, piece) if part.bits is None else self._levels(field, piece)
+        if part.token_group > 1:
+            if piece.parity is not None and _are_integers(part):
+                found = found * jnp.float16(1 / triton_words.UNIT)
+            exact = self.dtype if piece.parity is not None or part.scale.dtype == self.dtype else jnp.float32
+            found = found.astype(exact) * self._of_channels("scale", piece).astype(exact)
+            if part.offset is not None:
+                found = found + self._of_channels("offset", piece).astype(exact)
+            found = found.astype(self.dtype)
+        return found
+
+    def clean(self, field: Field, piece: Piece) -> Float[Array, "slots R"]:
+        """The same, and 0 where a slot is empty: 0 times NaN is not 0."""
+        found = self.numbers(field, piece)
+        floats = self.part.bits is None and self.part.dtype != "float8_e4m3fn"  # which is read as finite
+        if floats or self.part.token_group > 1:  # no others can be NaN
+            found = jnp.where(field.seen[:, None], found, jnp.zeros_like(found))
+        return found
+
+    def _hold(self, key: Any, read: Any) -> jax.Array:
+        if key not in self._held:
+            self._held[key] = read()
+        return self._held[key]
+
+    def _elements(self, plane: int, entry: int, piece: Piece) -> jax.Array:
+        """Of a plane: numbers, bytes, or two bytes."""
+        key, where = (plane, entry, piece.start, piece.size), pl.ds(piece.start, piece.size)
+        return self._hold(key, lambda: self._slots.load(self.part.planes[plane], entry, where))
+
+    def _from_words(self, field: Field, piece: Piece) -> Float[Array, "slots R"]:
+        """The even or the odd channels of a field."""
+        widths = plane_bits(self.part.bits) if self.part.bits else (8,)
+        planes = [self._elements(plane, field.index * width // 8, piece) for plane, width in enumerate(widths)]
+        recipe = triton_words.recipe_for(self.part, field.index, piece.parity)
+        return triton_words.numbers(tuple(planes), recipe, interpret=self._interpret)
+
+    def _levels(self, field: Field, piece: Piece) -> Float[Array, "slots R"]:
+        """What a field's codes stand for, one by one."""
+        part, half = self.part, 1 << (self.part.bits - 1)
+        codes = self._codes(field, piece)
+        if self._table is not None:
+            return self._table[codes]
+        codes = (codes ^ half) - half
+        found = codes.astype(jnp.float32) if part.levels is None else look_up(codes, part.levels)
+        return (found + part.shift if part.shift else found).astype(self.dtype)
+
+    def _codes(self, field: Field, piece: Piece) -> Int[Array, "slots R"]:
+        """A field's codes from all planes, as int32 without a sign."""
+        whole, low = None, 0
+        for plane, width in enumerate(plane_bits(self.part.bits)):
+            entry, bit = divmod(field.index * width, 8)
+            bytes_ = self._elements(plane, entry, piece).astype(jnp.int32)
+            part = ((bytes_ >> bit) & ((1 << width) - 1)) << low
+            whole, low = part if whole is None else whole | part, low + width
+        return whole
+
+    def _of_channels(self, name: str, piece: Piece) -> Float[Array, "slots R"]:
+        """Each row's scales or offsets, which its fields share."""
+        ref = getattr(self.part, name)
+
+        def read() -> jax.Array:
+            rows = self.part.token_group // self._slots.fields
+            group = jax.lax.div(self._slots.index, jnp.full_like(self._slots.index, rows))
+            return ref[group, pl.ds(piece.start, piece.size)]
+
+        found = self._hold((name, piece.start, piece.size), read)
+        return found if piece.parity is None else _half(found, piece.parity)
+
+
+def _half(pairs: Int[Array, "..."], parity: int) -> Float[Array, "..."]:
+    """The low or the high float16 of 32 bits."""
+    return jax.lax.bitcast_convert_type((pairs >> (16 * parity)).astype(jnp.int16), jnp.float16)
+
+
+def _from_float8(bytes_: Int[Array, "..."], name: str) -> Float[Array, "..."]:
+    """Eight-bit floats as float16; no value is lost, and what was NaN in float8_e4m3fn is 480."""
+    wide = bytes_.astype(jnp.int16)
+    if name == "float8_e5m2":
+        return jax.lax.bitcast_convert_type(wide << 8, jnp.float16)
+    # The sign is copied past the exponent, which counts from 8 less.
+    return jax.lax.bitcast_convert_type((wide << 7) & jnp.int16(~0x4000), jnp.float16) * jnp.float16(256)

@@ -1,0 +1,74 @@
+"""How a part is cut for the GPU kernel, and what its arrays look like then."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas.coded import Coded
+from kernels_pallas.decode_attention import triton_read
+from kernels_pallas.decode_attention.triton_read import channels, groups_of, in_fields, in_words
+from tests.kernels_pallas.decode_attention.test_triton_gpu import made
+
+
+def part_of(kind, **changes):
+    return made(kind, slots=64, **changes)[0].keys[0]
+
+
+def pieces(part):
+    """Of each group: elements, places and parities."""
+    return [[tuple(piece) for piece in group] for group in groups_of(part)]
+
+
+def test_vectors_are_cut_into_powers_of_two():
+    assert pieces(part_of("bfloat16", size=80)) == [[(0, 64, 0, None), (64, 16, 64, None)]]
+    wide = pieces(part_of("bfloat16", size=576, stored=1))
+    assert [piece[:2] for piece in wide[0]] == [*((128 * index, 128) for index in range(4)), (512, 64)]
+
+
+def test_codes_are_cut_into_even_and_odd_channels_of_each_group():
+    part = part_of("group4")
+    assert pieces(part) == [[(0, 16, 0, 0), (0, 16, 16, 1)], [(16, 16, 32, 0), (16, 16, 48, 1)]]
+    assert channels(groups_of(part)) == [*range(0, 32, 2), *range(1, 32, 2), *range(32, 64, 2), *range(33, 64, 2)]
+    wide = part_of("int4", size=256)
+    assert [piece[:2] for piece in pieces(wide)[0]] == [(0, 64), (0, 64), (64, 64), (64, 64)]
+    assert sorted(channels(groups_of(wide))) == list(range(256))
+
+
+@pytest.mark.parametrize("kind", ["int4", "table4", "float8_e4m3fn"])
+def test_halves_of_fewer_channels_than_a_product_takes_are_not_cut(kind):
+    part = part_of(kind, size=80)
+    assert not in_words(part)
+    assert pieces(part) == [[(0, 64, 0, None), (64, 16, 64, None)]]
+    assert in_words(part_of(kind, size=96))
+
+
+def test_in_fields_nothing_is_moved():
+    """Bytes and scales lie as they lay; what shares 16 or 32 bits is one element."""
+    part = part_of("int4")
+    laid = in_fields(part, 2)
+    assert laid.planes[0].shape == (4, 32, 1, 32)
+    assert laid.planes[0].dtype == jnp.int16
+    assert laid.scale.shape == (4, 32, 1)
+    assert laid.scale.dtype == jnp.int32
+    for ours, theirs in ((laid.planes[0], part.planes[0]), (laid.scale, part.scale)):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_all_bytes_of_eight_bit_floats_are_read():
+    """Subnormal numbers and zeros of both signs too; NaN is not written."""
+    bytes_ = jnp.arange(-128, 128, dtype=jnp.int32).astype(jnp.int8)
+    for name in ("float8_e4m3fn", "float8_e5m2"):
+        expected = np.asarray(bytes_.view(name).astype(jnp.float32))
+        found = np.asarray(triton_read._from_float8(bytes_, name).astype(jnp.float32))
+        counts = ~np.isnan(expected)
+        assert counts.sum() >= 250
+        np.testing.assert_array_equal(found[counts], expected[counts])
+
+
+def test_tables_are_gathered_only_where_channels_are_not_paired():
+    levels = tuple(map(float, range(32)))
+    many = Coded(
+        planes=(jnp.zeros((1, 1, 32, 64), jnp.int8), jnp.zeros((1, 1, 8, 64), jnp.int8)), bits=5, levels=levels
+    )
+    assert triton_read.table_of(part_of("table4")) is None
+    assert triton_read.table_of(many).tolist() == [*range(16, 32), *range(16)]
