@@ -51,7 +51,7 @@ _COLUMNS = {
     "decode": {
         "ms/step": lambda row: f"{1000 * row['seconds_per_step']:.3f}",
         "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
-        "cache MB": lambda row: f"{row['cache_bytes'] / 1e6:,.1f}",
+        "cache MB": lambda row: f"{row['cache_bytes'] / 1e6:,.1f}" if row["cache_bytes"] else "",
         "time / first": lambda row: f"{row['times_slower_than_first']:.2f}",
     },
     "rounds": {
