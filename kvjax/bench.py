@@ -78,7 +78,8 @@ def print_table(report: dict[str, Any]) -> None:
     table = Table(title=f"{report['program']} on {report['device']['kind']}, {report['date']}")
     columns = _COLUMNS[report["program"].split()[-1]]
     for title in ("case", "", *columns):
-        table.add_column(title, justify="left" if title in ("case", "") else "right")
+        text = title in ("case", "")
+        table.add_column(title, justify="left" if text else "right", no_wrap=text)
     for row in report["rows"]:
         table.add_row(row["case"], row["name"], *(show(row) for show in columns.values()))
     Console().print(table)
