@@ -72,17 +72,18 @@ _COLUMNS = {
 }
 """What is shown of each benchmark's rows."""
 
+_WIDTH = 140  # of a table that goes into a file
+
 
 def print_table(report: dict[str, Any]) -> None:
     """The rows, for people."""
     table = Table(title=f"{report['program']} on {report['device']['kind']}, {report['date']}")
     columns = _COLUMNS[report["program"].split()[-1]]
     for title in ("case", "", *columns):
-        text = title in ("case", "")
-        table.add_column(title, justify="left" if text else "right", no_wrap=text)
+        table.add_column(title, justify="left" if title in ("case", "") else "right")
     for row in report["rows"]:
         table.add_row(row["case"], row["name"], *(show(row) for show in columns.values()))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
 
 
 def bench_rounds(settings: Settings) -> dict[str, Any]:
