@@ -7,7 +7,8 @@ XLA's own cost analysis will not do for a decode step on a TPU: it counts a Pall
 nothing, what goes to VMEM ahead of time twice or three times, and each branch of a conditional as if it were taken.
 Here an array counts where it lies in HBM, with what its tiles pad. Slices, gathers and updates in place count what they
 touch, inside of fusions too; a kernel counts its operands and results once. A loop counts as often as its condition
-says; one that ends with the live slots, as if it went over all.
+says; one that ends with the live slots, as if it went over all; one that carries its condition is a branch, as in
+`kvjax/rounds.py`.
 """
 
 import dataclasses
@@ -190,8 +191,10 @@ def _of_computation(program: Program, name: str, *, times: int, branch: bool) ->
         if one.opcode in _FREE or one.opcode.endswith("-done"):  # what is done was counted at its start
             continue
         if one.opcode == "while":
-            trips = times * _trips(program, one)
-            found += _of_computation(program, one.names("body")[0], times=trips, branch=branch)
+            condition, body = one.names("condition")[0], one.names("body")[0]
+            once = all(each.opcode in _FREE for each in program[condition].values())  # it is carried: a branch
+            trips = times * (1 if once else _trips(program, one))
+            found += _of_computation(program, body, times=trips, branch=branch or once)
         elif one.opcode == "conditional":
             for index, taken in enumerate(one.names("branch_computations")):  # the first where the condition fails
                 found += _of_computation(program, taken, times=times, branch=branch or index > 0)

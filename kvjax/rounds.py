@@ -13,7 +13,7 @@ With a selection the body has fewer slots than tokens will come: its tokens and 
 the best stay (`kvjax/eviction.py`, `kvjax/compaction.py`). Rows come due at steps of their own.
 
 Rounds come first in a step, before anything reads the body: then XLA updates bodies in place. A round at the end of a
-step, after attention has read them, cost a copy of every body on CPUs.
+step, after attention has read them, cost a copy of every body on CPUs, and so does a `cond` on GPUs.
 """
 
 import dataclasses
@@ -60,15 +60,18 @@ def make_room(cache: KVCache, wanted: Bool[Array, "B"]) -> KVCache:
         return cache
     due = (room(cache) == 0) & wanted
 
-    def run(layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
+    def run(carry: tuple[jax.Array, tuple[LayerCache, ...]]) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        layers = carry[1]
         moved = [_oldest(layer, due) for layer in layers]
         kept = _kept(cache, layers, [tokens for tokens, _ in moved])
-        return tuple(
+        after = tuple(
             _round(layer, *tokens, kept=stays, due=due, placement=cache.placement)
             for layer, tokens, stays in zip(layers, moved, kept, strict=True)
         )
+        return jnp.zeros_like(carry[0]), after
 
-    layers = jax.lax.cond(jnp.any(due), run, lambda layers: layers, cache.layers)
+    # A loop that runs once or never: what a `cond` hands through is copied on GPUs, twice a step.
+    _, layers = jax.lax.while_loop(lambda carry: carry[0], run, (jnp.any(due), cache.layers))
     return dataclasses.replace(cache, layers=layers)
 
 

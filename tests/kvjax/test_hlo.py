@@ -1,5 +1,7 @@
 """Bytes that a compiled program moves, from its text."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -114,6 +116,14 @@ def test_what_runs_where_a_condition_fails_is_no_branch():
 def test_a_loop_without_a_bound_goes_over_all_of_what_it_slices():
     text = TEXT.replace("constant(16)", "get-tuple-element(%loop.2), index=0")
     assert {one.name: one.read for one in movements(text)}["slice.9"] == ARRAY
+
+
+def test_a_loop_that_carries_its_condition_is_a_branch():
+    """It runs once or never."""
+    carried = "ROOT %compare.1 = pred[]{:T(512)S(1)} get-tuple-element(%loop.2), index=0"
+    text = re.sub(r"ROOT %compare\.1 .*", carried, TEXT).replace("  %constant.1 = INDEX constant(16)\n", "")
+    (found,) = [one for one in movements(text) if one.name == "slice.9"]
+    assert (found.branch, found.read) == (True, PIECE)
 
 
 def test_the_text_of_this_machine_is_read_too():

@@ -7,7 +7,6 @@ import functools
 import glob
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 
 from kernels_pallas.coded import Coded, Rotated, pack
 from kernels_pallas.decode_attention import Segment, reference, triton_gpu
+from tests.cuda import H200, h200_devices, needs_cuda, run
 from tests.kernels_pallas.decode_attention.running import assert_equal, finished
 
 CHIP = "NVIDIA H200"
@@ -362,38 +362,9 @@ def test_the_route_takes_every_operation(name):
     assert "__gpu$xla.gpu.triton" in function(*CASES[name].build()).mlir_module()
 
 
-H200 = {
-    "core_count": 132,
-    "threads_per_warp": 32,
-    "threads_per_block_limit": 1024,
-    "threads_per_core_limit": 2048,
-    "block_dim_limit_x": 2**31 - 1,
-    "block_dim_limit_y": 65_535,
-    "block_dim_limit_z": 65_535,
-    "registers_per_core_limit": 65_536,
-    "registers_per_block_limit": 65_536,
-    "shared_memory_per_block": 49_152,
-    "shared_memory_per_block_optin": 232_448,
-    "shared_memory_per_core": 233_472,
-    "fpus_per_core": 128,
-    "clock_rate_ghz": 1.98,
-    "l2_cache_size": 60 * 2**20,
-    "memory_bandwidth": 4_800_000_000_000,
-    "device_memory_size": 150_000_000_000,
-}
-
-
 def compile_case(name, folder):
     """Compiles a case for an H200 and prints what came of it; in a process of its own, which XLA's flags are for."""
-    from jax.experimental import topologies
-
-    facts = " ".join(f"{key}: {value}" for key, value in H200.items())
-    target = (
-        f"gpu_device_info {{ {facts} cuda_compute_capability {{ major: 9 feature_extension: 2 }} }} "
-        f'platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{CHIP}"'
-    )
-    topology = topologies.get_topology_desc("h200", "cuda", target_config=target, topology="1x1x1")
-    mesh = jax.sharding.Mesh(np.array(topology.devices)[:1], ("x",))
+    mesh = jax.sharding.Mesh(np.array(h200_devices()), ("x",))
     placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     jax.jit(attend, in_shardings=placed, out_shardings=placed).lower(*CASES[name].build()).compile()
     (ptx,) = [path for path in glob.glob(f"{folder}/*.ptx") if ".entry decode_attention" in Path(path).read_text()]
@@ -412,21 +383,10 @@ def ptxas():
     return found[0] if found else shutil.which("ptxas")
 
 
-@pytest.mark.gpu_aot
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs pip install 'kvjax[gpu]'")
+@needs_cuda
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_an_h200_takes_it_and_spills_next_to_nothing(name, tmp_path, record_property):
-    environment = dict(
-        os.environ,
-        JAX_PLATFORMS="cpu",
-        JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1",
-        JAX_DISABLE_MOST_OPTIMIZATIONS="0",
-        XLA_FLAGS=f"--xla_dump_to={tmp_path}",
-        PYTHONPATH=str(Path(__file__).resolve().parents[3]),
-    )
-    command = [sys.executable, __file__, name, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run([__file__, name, str(tmp_path)], dump=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     registers, spilled, shared = json.loads(done.stdout.splitlines()[-1])
     text = f"{name:10} {registers:3} registers, {spilled:3} bytes spilled, {shared:6} bytes of shared memory"

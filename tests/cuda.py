@@ -1,0 +1,61 @@
+"""Runs scripts with the GPU compiler, which compiles for an H200 that is not there."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+H200 = {
+    "core_count": 132,
+    "threads_per_warp": 32,
+    "threads_per_block_limit": 1024,
+    "threads_per_core_limit": 2048,
+    "block_dim_limit_x": 2**31 - 1,
+    "block_dim_limit_y": 65_535,
+    "block_dim_limit_z": 65_535,
+    "registers_per_core_limit": 65_536,
+    "registers_per_block_limit": 65_536,
+    "shared_memory_per_block": 49_152,
+    "shared_memory_per_block_optin": 232_448,
+    "shared_memory_per_core": 233_472,
+    "fpus_per_core": 128,
+    "clock_rate_ghz": 1.98,
+    "l2_cache_size": 60 * 2**20,
+    "memory_bandwidth": 4_800_000_000_000,
+    "device_memory_size": 150_000_000_000,
+}
+
+
+def needs_cuda(test):
+    """Marks a test that compiles for a GPU that is not there."""
+    there = importlib.util.find_spec("jax_cuda13_plugin") is not None
+    skipped = pytest.mark.skipif(not there, reason="needs CUDA's compiler: pip install 'kvjax[gpu]'")
+    return pytest.mark.gpu_aot(pytest.mark.slow(skipped(test)))
+
+
+def h200_devices():
+    """One H200, to compile for."""
+    from jax.experimental import topologies
+
+    facts = " ".join(f"{key}: {value}" for key, value in H200.items())
+    target = (
+        f"gpu_device_info {{ {facts} cuda_compute_capability {{ major: 9 feature_extension: 2 }} }} "
+        'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H200"'
+    )
+    return topologies.get_topology_desc("h200", "cuda", target_config=target, topology="1x1x1").devices[:1]
+
+
+def run(command, *, dump=None):
+    """Python in a process of its own, which XLA's flags are for; its dump goes into a folder."""
+    environment = dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="0",
+        XLA_FLAGS="" if dump is None else f"--xla_dump_to={dump}",
+        PYTHONPATH=str(Path(__file__).resolve().parent.parent),
+    )
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
