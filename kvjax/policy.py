@@ -27,6 +27,8 @@ FULL = {"keys": Codec(role="keys"), "values": Codec(role="values")}
 SCHEDULES = ("uniform", "pyramid", "given")
 HEADS = ("uniform", "adaptive")
 
+_NEXT_TO_NOTHING = 1.01
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layers:
@@ -185,9 +187,11 @@ class Policy:
           UserError: the budget is smaller than what is protected, or the given budgets are not one a layer.
         """
         whole = self.body_slots(max_tokens)
-        if not self.evicts or not self._is_inner(layer, shape.num_layers) or not whole:
-            return BodyPlan(slots=whole, quota=whole)
         unit = math.lcm(*(codec.granule for codec in self.all_codecs))
+        if not self.evicts or not self._is_inner(layer, shape.num_layers) or not whole:
+            # Whole tiles of 8 groups, where that adds next to nothing: kernels on TPUs take others after a copy.
+            tiles = math.ceil(whole / (8 * unit)) * 8 * unit
+            return BodyPlan(slots=tiles if tiles <= whole * _NEXT_TO_NOTHING else whole, quota=whole)
         quota = min(self._quota(layer, shape.num_layers, max_tokens), whole) // unit * unit
         pinned, pooled = self.prompt.tokens if self.prompt else 0, self.heads.kind == "adaptive"
         aligned = math.lcm(unit, 8)  # packed codes fill whole bytes

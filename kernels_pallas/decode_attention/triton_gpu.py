@@ -215,7 +215,7 @@ class _Arrays(NamedTuple):
     keys: Coded  # see `in_fields`
     values: Coded
     positions: Any  # heads I n, or B I n
-    live: Any  # B, blocks to walk
+    live: Any  # B, slots up to the last one that is seen
     tables: tuple[Any, Any]  # what the keys' and the values' codes stand for, or None
 
 
@@ -237,7 +237,7 @@ def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float,
         in_fields(keys, plan.fields),
         in_fields(values, plan.fields),
         positions.reshape(-1, positions.shape[2] // plan.fields, plan.fields),
-        -(-live_slots(query_positions, positions) // (plan.fields * plan.rows)),
+        live_slots(query_positions, positions),
         (table_of(keys), table_of(values)),
     )
     output, maximum, sums = _call(arrays, scale=scale * math.log2(math.e), plan=plan, interpret=interpret)
@@ -295,7 +295,8 @@ def _kernel(
     arrays: _Arrays, output: jax.Ref, maximum: jax.Ref, total: jax.Ref, *, scale: float, plan: Plan, interpret: bool
 ) -> None:
     """One split of a head's slots, for some of its rows of queries."""
-    split, size, blocks = pl.program_id(2), plan.query_rows, arrays.live[...]
+    split, size, slots = pl.program_id(2), plan.query_rows, plan.fields * plan.rows
+    blocks = jax.lax.div(arrays.live[...] + (slots - 1), slots)
     offsets = plan.value_groups if has(arrays.values, "offset") else ()
     state = _State(
         tuple(jnp.zeros((piece.size, size), jnp.float32) for group in plan.value_groups for piece in group),
