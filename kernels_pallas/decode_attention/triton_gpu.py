@@ -41,25 +41,31 @@ from kernels_pallas.decode_attention.triton_read import (
     Slots,
     channels,
     dtype_of,
-    groups_of,
+    groups_of_all,
     has,
     in_fields,
     in_words,
     load,
     num_fields,
     num_groups,
+    scaled,
     table_of,
     unit_of,
 )
 
 _MASKED = -1e30
 _LEAST_UNIT = 1e-6  # of a row of queries
+_EXPONENT = 0x7F800000  # of a float32
 _NOTHING = -1e15  # the maximum of no slot: above what is masked in any unit, so that its weights are 0
 _FEWEST_ROWS = 8  # of queries in a product
 _MOST_ROWS = 256  # of a head; a prompt's chunks are read by XLA
 _MOST_GROUPS = 8  # of channels; each is code of its own
 _WARPS = 2112  # sixteen on each of 132 multiprocessors
 _LIFT = 14  # float16 weights are up to 2**14, so that small ones are not lost
+
+
+Parts = tuple[Coded, ...]
+"""Channels that follow each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,49 +77,50 @@ class Plan:
       rows: of a block.
       query_rows: of a program.
       splits: programs that share a head's live slots.
-      key_groups: channels of the keys that share scales, each group in pieces.
+      key_groups: channels of each part of the keys that share scales, each group in pieces.
       value_groups: those of the values.
       lift: the largest weight is 2 to this power.
       num_warps: of a program.
       num_stages: of loads ahead.
+      owner_rows: rows of queries of a key/value head where heads share a pool of slots, else 0.
     """
 
     fields: int
     rows: int
     query_rows: int
     splits: int
-    key_groups: Groups
-    value_groups: Groups
+    key_groups: tuple[Groups, ...]
+    value_groups: tuple[Groups, ...]
     lift: int
     num_warps: int
     num_stages: int
+    owner_rows: int = 0
 
 
-def plan_for(keys: Coded, values: Coded, *, num_rows: int, num_heads: int) -> Plan:
+def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Plan:
     """A plan for Q rows of queries and B k heads: it fills the device, and next to no register is spilled on Hopper.
 
     Codes in words are worked on by many programs of one warp, which wait for nobody: on an H200 a fifth faster than
     half as many of two. Floats are waited for, whatever the plan.
     """
-    fields, groups = max(num_fields(keys), num_fields(values)), (groups_of(keys), groups_of(values))
-    width = _power(max(128, keys.planes[0].shape[3], values.planes[0].shape[3])) // 128
-    floats = [part.planes[0].dtype for part in (keys, values) if part.planes[0].dtype != jnp.int8]
-    words = in_words(keys) and in_words(values)
-    rows_of_queries = max(_power(num_rows), _FEWEST_ROWS)
-    if words:
+    parts, groups = (*keys, *values), (groups_of_all(keys), groups_of_all(values))
+    fields, dtypes = max(map(num_fields, parts)), [part.planes[0].dtype for part in parts]
+    width = _power(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
+    query_rows, many = max(_power(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
+    if all(map(in_words, parts)):
         fields = max(fields, 2)  # scales of two tokens are 32 bits
-        query_rows = min(rows_of_queries, 64 // width)
-        warps = query_rows * width // _FEWEST_ROWS
+        query_rows = min(query_rows, max(64 // width, _FEWEST_ROWS))
+        warps = min(query_rows * width // _FEWEST_ROWS, 8)
         rows = 32 if fields == 2 or warps > 2 else 16
-        stages = 2 if keys.dtype or keys.bits == 8 or max(map(len, groups)) > 1 else 3
+        stages = 2 if many or any(part.dtype or part.bits == 8 for part in keys) else 3
     else:
-        single = jnp.float32 in floats or not floats or max(map(len, groups)) > 1  # these hold many registers
-        query_rows = min(rows_of_queries, 16 if single else max(64 // width, _FEWEST_ROWS))
+        single = jnp.float32 in dtypes or many or all(dtype == jnp.int8 for dtype in dtypes)  # many registers for one
+        query_rows = min(query_rows, 16 if single else max(64 // width, _FEWEST_ROWS))
         rows, warps = (16, 2 * width) if fields > 1 else (64 // width, 4)
-        rows = 16 if jnp.float32 in floats else 32 if width > 2 else rows
-        warps = 8 if jnp.float32 in floats or width > 2 or (single and width > 1) else min(warps, 8)
-        stages = 2 if floats else 3
-    blocks = -(-keys.num_slots // (fields * rows))
+        rows = 16 if jnp.float32 in dtypes else 32 if width > 2 else rows
+        warps = 8 if jnp.float32 in dtypes or width > 2 or (single and width > 1) else min(warps, 8)
+        stages = 3 if all(dtype == jnp.int8 for dtype in dtypes) else 2
+    blocks = -(-keys[0].num_slots // (fields * rows))
     programs = num_heads * -(-num_rows // query_rows)
     return Plan(
         fields=fields,
@@ -122,7 +129,7 @@ def plan_for(keys: Coded, values: Coded, *, num_rows: int, num_heads: int) -> Pl
         splits=max(min(_WARPS // max(warps, 2) // programs, blocks), 1),
         key_groups=groups[0],
         value_groups=groups[1],
-        lift=_LIFT if dtype_of(values) == jnp.float16 else 0,
+        lift=_LIFT if any(dtype_of(part) == jnp.float16 for part in values) else 0,
         num_warps=warps,
         num_stages=stages,
     )
@@ -141,22 +148,22 @@ def unsupported(segment: Segment, device: str) -> str | None:
     """
     if not device.startswith("NVIDIA"):
         return f"it runs on NVIDIA GPUs, and this is {device}"
-    if segment.owners is not None:
-        return "heads share one pool of slots"
     for name, parts in (("keys", segment.keys), ("values", segment.values)):
-        if len(parts) != 1 or not isinstance(parts[0], Coded):
-            return f"{name} have several parts, or are turned when they are read"
-        if (reason := _unsupported_part(parts[0])) is not None:
-            return f"{name} {reason}"
-    keys, values = segment.keys[0], segment.values[0]
-    if segment.positions.shape[1] not in (1, keys.num_heads):
+        if not all(isinstance(part, Coded) for part in parts):
+            return f"{name} are turned when they are read"
+        if reasons := [reason for part in parts if (reason := _unsupported_part(part)) is not None]:
+            return f"{name} {reasons[0]}"
+        if (count := sum(map(num_groups, parts))) > _MOST_GROUPS:
+            return f"{name} have {count} groups of channels, more than {_MOST_GROUPS}"
+    parts, stored = (*segment.keys, *segment.values), segment.keys[0].num_heads
+    if segment.positions.shape[1] not in (1, stored):
         return "heads that hold tokens of their own share stored keys"
-    if keys.num_heads != values.num_heads:
+    if any(part.num_heads != stored for part in parts):
         return "keys and values are not of as many heads"
-    fields = max(num_fields(keys), num_fields(values))
-    if any(part.token_group % fields for part in (keys, values) if part.token_group > 1):
+    fields = max(map(num_fields, parts))
+    if any(part.token_group % fields for part in parts if part.token_group > 1):
         return f"groups of tokens divide the {fields} tokens that share a byte"
-    rows = segment.queries.shape[1] * segment.queries.shape[2] // keys.num_heads
+    rows = segment.queries.shape[1] * segment.queries.shape[2] // stored
     return f"{rows} queries share a head, more than {_MOST_ROWS}" if rows > _MOST_ROWS else None
 
 
@@ -173,8 +180,6 @@ def _unsupported_part(part: Coded) -> str | None:
         return "have offsets or groups of tokens without scales"
     if plane.shape[3] // count % LEAST:
         return f"have {plane.shape[3] // count} numbers that share a scale, no multiple of {LEAST}"
-    if count > _MOST_GROUPS:
-        return f"have {count} groups of channels, more than {_MOST_GROUPS}"
     # An offset of so many elements is taken for a 32-bit integer, which has a sign.
     elements = math.prod(plane.shape) * plane.dtype.itemsize // (2 if in_words(part) else 1)
     many = plane.dtype.itemsize == 1 and 2**31 <= elements <= 2**32
@@ -212,20 +217,23 @@ class _Arrays(NamedTuple):
     queries: Any  # heads Q R
     bias: Any  # heads Q, or None
     query_positions: Any  # B T; row q is of token q mod T
-    keys: Coded  # see `in_fields`
-    values: Coded
+    keys: Parts  # see `in_fields`
+    values: Parts
     positions: Any  # heads I n, or B I n
+    owners: Any  # heads I n, or None
     live: Any  # B, slots up to the last one that is seen
-    tables: tuple[Any, Any]  # what the keys' and the values' codes stand for, or None
+    tables: tuple[tuple[Any, ...], ...]  # what codes of each part of keys and values stand for, or None
 
 
 def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float, interpret: Any) -> Running:
     """`walk` on what one device holds."""
-    queries, keys, values, bias = segment.queries, segment.keys[0], segment.values[0], segment.bias
+    queries, keys, values, bias = segment.queries, segment.keys, segment.values, segment.bias
     positions = segment.positions
-    batch, num_tokens, num_heads, stored = *queries.shape[:3], keys.num_heads
+    batch, num_tokens, num_heads, stored = *queries.shape[:3], keys[0].num_heads
     total, count = batch * stored, num_heads // stored * num_tokens
     plan = plan_for(keys, values, num_rows=count, num_heads=total)
+    if segment.owners is not None:
+        plan = dataclasses.replace(plan, owner_rows=count // segment.num_kv_heads)
 
     def as_rows(array: jax.Array) -> jax.Array:
         return jnp.swapaxes(array, 1, 2).reshape(total, count, *array.shape[3:])
@@ -234,11 +242,12 @@ def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float,
         _reordered(as_rows(queries), channels(plan.key_groups)),
         None if bias is None else as_rows(bias),
         query_positions,
-        in_fields(keys, plan.fields),
-        in_fields(values, plan.fields),
-        positions.reshape(-1, positions.shape[2] // plan.fields, plan.fields),
+        tuple(in_fields(part, plan.fields) for part in keys),
+        tuple(in_fields(part, plan.fields) for part in values),
+        _of_fields(positions, plan.fields),
+        None if segment.owners is None else _of_fields(segment.owners, plan.fields),
         live_slots(query_positions, positions),
-        (table_of(keys), table_of(values)),
+        tuple(tuple(map(table_of, parts)) for parts in (keys, values)),
     )
     output, maximum, sums = _call(arrays, scale=scale * math.log2(math.e), plan=plan, interpret=interpret)
     # JAX's own kernel for decoding holds its maxima back like this: fused with what follows they came out invalid.
@@ -252,6 +261,11 @@ def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float,
     order = channels(plan.value_groups)
     output = _reordered(jnp.swapaxes(output, 1, 2), sorted(range(len(order)), key=order.__getitem__))
     return as_heads(output), as_heads(largest * math.log(2.0)), as_heads(sums)
+
+
+def _of_fields(array: Int[Array, "B K S"], fields: int) -> Int[Array, "heads rows _"]:
+    """With one axis of heads, and fields."""
+    return array.reshape(-1, array.shape[2] // fields, fields)
 
 
 def _reordered(array: Float[Array, "heads Q R"], order: list[int]) -> Float[Array, "heads Q R"]:
@@ -297,10 +311,12 @@ def _kernel(
     """One split of a head's slots, for some of its rows of queries."""
     split, size, slots = pl.program_id(2), plan.query_rows, plan.fields * plan.rows
     blocks = jax.lax.div(arrays.live[...] + (slots - 1), slots)
-    offsets = plan.value_groups if has(arrays.values, "offset") else ()
+    groups = [
+        (part, group) for part, of_part in zip(arrays.values, plan.value_groups, strict=True) for group in of_part
+    ]
     state = _State(
-        tuple(jnp.zeros((piece.size, size), jnp.float32) for group in plan.value_groups for piece in group),
-        tuple(jnp.zeros((plan.rows, size), jnp.float32) for _ in offsets),
+        tuple(jnp.zeros((piece.size, size), jnp.float32) for _, group in groups for piece in group),
+        tuple(jnp.zeros((plan.rows, size), jnp.float32) for part, _ in groups if has(part, "offset")),
         jnp.full((size,), _NOTHING, jnp.float32),
         jnp.zeros((plan.rows, size), jnp.float32),
     )
@@ -308,12 +324,12 @@ def _kernel(
     rows = _rows_of(arrays, scale=scale, plan=plan)
     step = functools.partial(_add_block, rows=rows, arrays=arrays, plan=plan, interpret=interpret)
     state = jax.lax.fori_loop(split * each, jnp.minimum((split + 1) * each, blocks), step, state)
-    outputs, unit = iter(state.outputs), unit_of(arrays.values, plan.value_groups)
-    for index, group in enumerate(plan.value_groups):
+    outputs, offsets = iter(state.outputs), iter(state.offsets)
+    for part, group in groups:
+        offset = jnp.sum(next(offsets), axis=0)[None, :] if has(part, "offset") else None
         for piece in group:
-            found = next(outputs) * (1 / unit)
-            found = found + jnp.sum(state.offsets[index], axis=0)[None, :] if offsets else found
-            output[pl.ds(piece.place, piece.size), :] = found
+            found = next(outputs) * (1 / unit_of(part, (group,)))
+            output[pl.ds(piece.place, piece.size), :] = found if offset is None else found + offset
     maximum[...] = state.maximum - plan.lift
     total[...] = jnp.sum(state.total, axis=0)
 
@@ -321,17 +337,21 @@ def _kernel(
 class _Rows(NamedTuple):
     """Rows of queries."""
 
-    pieces: list[list[jax.Array]]  # Q R as they are multiplied, for each group of the keys' channels
-    sums: list[jax.Array]  # Q of each group
+    pieces: list[list[list[jax.Array]]]  # Q R as they are multiplied, for each part and group of the keys' channels
+    sums: list[list[jax.Array]]  # Q of each part and group
     factor: jax.Array  # Q, what makes products scores in units of ln 2
     bias: jax.Array | None  # Q, of such scores
     positions: jax.Array  # Q, -1 where there is no query
+    heads: jax.Array  # Q, of the key/value heads that share a pool
     num_tokens: int  # T
 
 
 def _rows_of(arrays: _Arrays, *, scale: float, plan: Plan) -> _Rows:
-    """Reads the queries; those in float16 in units of each row's largest number, which it has room for."""
-    (count, _), size, dtype = arrays.queries.shape, plan.query_rows, dtype_of(arrays.keys)
+    """Reads the queries; beside codes in units of each row's largest number, for which float16 has room.
+
+    A unit is a power of 2: no digit is lost.
+    """
+    (count, _), size = arrays.queries.shape, plan.query_rows
     start = pl.program_id(0) * size
     index = start + jnp.arange(size, dtype=jnp.int32)
     inside = None if count % size == 0 else index < count
@@ -339,12 +359,16 @@ def _rows_of(arrays: _Arrays, *, scale: float, plan: Plan) -> _Rows:
     def piece_of(place: int, length: int) -> jax.Array:
         return load(arrays.queries, inside, pl.ds(start, size), pl.ds(place, length)).astype(jnp.float32)
 
-    pieces = [[piece_of(piece.place, piece.size) for piece in group] for group in plan.key_groups]
+    pieces = [[[piece_of(piece.place, piece.size) for piece in group] for group in part] for part in plan.key_groups]
+    sums = [[sum(jnp.sum(piece, axis=1) for piece in group) for group in part] for part in pieces]
     factor = jnp.full((size,), scale, jnp.float32)
-    if dtype == jnp.float16:
-        peaks = [jnp.max(jnp.abs(piece), axis=1) for group in pieces for piece in group]
-        unit = jnp.maximum(functools.reduce(jnp.maximum, peaks), _LEAST_UNIT)
-        pieces = [[piece / unit[:, None] for piece in group] for group in pieces]
+    dtypes = [dtype_of(part) for part in arrays.keys]
+    if jnp.float16 in dtypes:
+        peaks = [jnp.max(jnp.abs(piece), axis=1) for part in pieces for group in part for piece in group]
+        peak = jnp.maximum(functools.reduce(jnp.maximum, peaks), _LEAST_UNIT)
+        unit = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(peak, jnp.int32) & _EXPONENT, jnp.float32)
+        pieces = jax.tree.map(lambda piece: piece / unit[:, None], pieces)
+        sums = jax.tree.map(lambda found: found / unit, sums)
         factor = factor * unit
     bias = None
     if arrays.bias is not None:
@@ -352,9 +376,11 @@ def _rows_of(arrays: _Arrays, *, scale: float, plan: Plan) -> _Rows:
     num_tokens = arrays.query_positions.shape[0]
     positions = arrays.query_positions[jax.lax.rem(index, jnp.full_like(index, num_tokens))]
     positions = positions if inside is None else jnp.where(inside, positions, -1)
-    sums = [sum(jnp.sum(piece, axis=1) for piece in group) for group in pieces]
-    pieces = [[piece.astype(dtype) for piece in group] for group in pieces]
-    return _Rows(pieces, sums, factor, bias, positions, num_tokens)
+    pieces = [
+        [[piece.astype(dtype) for piece in group] for group in part] for part, dtype in zip(pieces, dtypes, strict=True)
+    ]
+    heads = jax.lax.div(index, jnp.full_like(index, plan.owner_rows or count))
+    return _Rows(pieces, sums, factor, bias, positions, heads, num_tokens)
 
 
 class _State(NamedTuple):
@@ -369,38 +395,47 @@ class _State(NamedTuple):
 def _add_block(block: jax.Array, state: _State, *, rows: _Rows, arrays: _Arrays, plan: Plan, interpret: bool) -> _State:
     """Adds a block of slots: the scores of all fields, their maximum, then field by field what the weights give."""
     slots = Slots(block * plan.rows, plan.rows, *arrays.positions.shape)
-    fields = [
-        slots.field(arrays.positions, index, rows.positions, num_tokens=rows.num_tokens) for index in range(plan.fields)
-    ]
-    keys = Reader(arrays.keys, plan.key_groups, slots, arrays.tables[0], interpret=interpret)
-    values = Reader(arrays.values, plan.value_groups, slots, arrays.tables[1], interpret=interpret)
+    fields = [_field(index, slots, arrays, rows) for index in range(plan.fields)]
+    read = functools.partial(Reader, slots=slots, interpret=interpret)
+    keys = list(map(read, arrays.keys, plan.key_groups, arrays.tables[0]))
+    values = list(map(read, arrays.values, plan.value_groups, arrays.tables[1]))
     scores = [_scores(keys, field, rows) for field in fields]
-    scaled = [values.scaled(score, field) for score, field in zip(scores, fields, strict=True)]
-    new = jnp.maximum(state.maximum, jnp.max(functools.reduce(jnp.maximum, scaled), axis=0))
+    of_weights = [scaled(score, values, field) for score, field in zip(scores, fields, strict=True)]
+    new = jnp.maximum(state.maximum, jnp.max(functools.reduce(jnp.maximum, of_weights), axis=0))
     decay = jnp.exp2(state.maximum - new)[None, :]
     state = jax.tree.map(lambda found: found * decay, state._replace(maximum=None))
     for field, score in zip(fields, scores, strict=True):
         weights = jnp.exp2(score - (new - plan.lift)[None, :])
-        if not has(arrays.values, "scale"):  # what is added up is what is multiplied
-            weights = weights.astype(values.dtype).astype(jnp.float32)
+        if not any(has(part, "scale") for part in arrays.values):  # what is added up is what is multiplied
+            weights = weights.astype(values[0].dtype).astype(jnp.float32)
         outputs, offsets = _add_field(values, field, weights, state)
         state = _State(outputs, offsets, None, state.total + weights)
     return state._replace(maximum=new)
 
 
-def _scores(keys: Reader, field: Field, rows: _Rows) -> Float[Array, "slots Q"]:
+def _field(index: int, slots: Slots, arrays: _Arrays, rows: _Rows) -> Field:
+    """A token of each row of slots, and which queries see it."""
+    field = slots.field(arrays.positions, index, rows.positions, num_tokens=rows.num_tokens)
+    if arrays.owners is None:
+        return field
+    owned = slots.load(arrays.owners, index)[:, None] == rows.heads[None, :]
+    return field._replace(visible=field.visible & owned)
+
+
+def _scores(keys: list[Reader], field: Field, rows: _Rows) -> Float[Array, "slots Q"]:
     """Scores of a field in units of ln 2."""
     scores = None
-    for index, group in enumerate(keys.groups):
-        pairs = zip(rows.pieces[index], group, strict=True)
-        products = sum(_product(keys.numbers(field, piece), row, (1, 1)) for row, piece in pairs)
-        if (scale := keys.of_tokens("scale", field, index)) is not None:
-            products = products * (scale * (1 / keys.unit))[:, None]
-        elif keys.unit != 1:
-            products = products * (1 / keys.unit)
-        if (offset := keys.of_tokens("offset", field, index)) is not None:
-            products = products + offset[:, None] * rows.sums[index][None, :]
-        scores = products if scores is None else scores + products
+    for part, (reader, of_part) in enumerate(zip(keys, rows.pieces, strict=True)):
+        for index, group in enumerate(of_part):
+            pairs = zip(group, reader.groups[index], strict=True)
+            products = sum(_product(reader.numbers(field, piece), row, (1, 1)) for row, piece in pairs)
+            if (scale := reader.of_tokens("scale", field, index)) is not None:
+                products = products * (scale * (1 / reader.unit))[:, None]
+            elif reader.unit != 1:
+                products = products * (1 / reader.unit)
+            if (offset := reader.of_tokens("offset", field, index)) is not None:
+                products = products + offset[:, None] * rows.sums[part][index][None, :]
+            scores = products if scores is None else scores + products
     # Selected before they are multiplied: what is a product and a sum afterwards is one instruction.
     scores = jnp.where(field.visible, scores, _MASKED) * rows.factor[None, :]
     return scores if rows.bias is None else scores + rows.bias[None, :]
@@ -414,14 +449,15 @@ def _product(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Ar
 
 
 def _add_field(
-    values: Reader, field: Field, weights: Float[Array, "slots Q"], state: _State
+    values: list[Reader], field: Field, weights: Float[Array, "slots Q"], state: _State
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """Outputs and what offsets come to, with what a field's weights give."""
-    before, outputs, offsets = iter(state.outputs), [], []
-    for index, group in enumerate(values.groups):
-        if (offset := values.of_tokens("offset", field, index)) is not None:
-            offsets.append(state.offsets[index] + weights * offset[:, None])
-        scale = values.of_tokens("scale", field, index)
-        scaled = (weights if scale is None else weights * scale[:, None]).astype(values.dtype)
-        outputs += [next(before) + _product(values.clean(field, piece), scaled, (0, 0)) for piece in group]
+    before, so_far, outputs, offsets = iter(state.outputs), iter(state.offsets), [], []
+    for reader in values:
+        for index, group in enumerate(reader.groups):
+            if (offset := reader.of_tokens("offset", field, index)) is not None:
+                offsets.append(next(so_far) + weights * offset[:, None])
+            scale = reader.of_tokens("scale", field, index)
+            shares = (weights if scale is None else weights * scale[:, None]).astype(reader.dtype)
+            outputs += [next(before) + _product(reader.clean(field, piece), shares, (0, 0)) for piece in group]
     return tuple(outputs), tuple(offsets)

@@ -45,11 +45,20 @@ Groups = tuple[tuple[Piece, ...], ...]
 """Pieces of each group of channels that share scales."""
 
 
-def groups_of(part: Coded) -> Groups:
-    """How the channels of a part are cut."""
+def groups_of(part: Coded, first: int = 0) -> Groups:
+    """How the channels of a part are cut; places begin at `first`."""
     count = num_groups(part)
     size = part.planes[0].shape[3] // count
-    return tuple(_pieces(size * index, size, words=in_words(part)) for index in range(count))
+    return tuple(_pieces(size * index, size, first=first, words=in_words(part)) for index in range(count))
+
+
+def groups_of_all(parts: tuple[Coded, ...]) -> tuple[Groups, ...]:
+    """The same for parts that follow each other."""
+    found, first = [], 0
+    for part in parts:
+        found.append(groups_of(part, first))
+        first += part.planes[0].shape[3]
+    return tuple(found)
 
 
 def num_groups(part: Coded) -> int:
@@ -64,11 +73,11 @@ def in_words(part: Coded) -> bool:
     return triton_words.possible(part) and wide and (part.token_group == 1 or _is_half(part.scale))
 
 
-def _is_half(array: jax.Array) -> bool:
+def _is_half(array: Any) -> bool:
     return array.dtype == jnp.float16
 
 
-def _pieces(start: int, width: int, *, words: bool) -> tuple[Piece, ...]:
+def _pieces(start: int, width: int, *, first: int, words: bool) -> tuple[Piece, ...]:
     """Powers of two that make up a width, the largest first: 80 = 64 + 16."""
     found: list[Piece] = []
     end = start + width
@@ -76,22 +85,22 @@ def _pieces(start: int, width: int, *, words: bool) -> tuple[Piece, ...]:
         elements = (end - start) // 2 if words else end - start
         size = min(1 << (elements.bit_length() - 1), _WIDEST // 2 if words else _WIDEST)
         if words:
-            found += [Piece(start // 2, size, start + parity * size, parity) for parity in (0, 1)]
+            found += [Piece(start // 2, size, first + start + parity * size, parity) for parity in (0, 1)]
         else:
-            found.append(Piece(start, size, start))
+            found.append(Piece(start, size, first + start))
         start += 2 * size if words else size
     return tuple(found)
 
 
-def channels(groups: Groups) -> list[int]:
+def channels(parts: tuple[Groups, ...]) -> list[int]:
     """Which channel lies at each place."""
-    step = {None: 1, 0: 2, 1: 2}
-    pieces = [piece for group in groups for piece in group]
-    return [
-        step[piece.parity] * (piece.start + index) + (piece.parity or 0)
-        for piece in pieces
-        for index in range(piece.size)
-    ]
+    found: list[int] = []
+    for groups in parts:
+        first = len(found)
+        for piece in (piece for group in groups for piece in group):
+            step = 1 if piece.parity is None else 2
+            found += [first + step * (piece.start + index) + (piece.parity or 0) for index in range(piece.size)]
+    return found
 
 
 def num_fields(part: Coded) -> int:
@@ -206,7 +215,7 @@ def load(ref: jax.Ref, inside: jax.Array | None, *index: Any, fill: int = 0) -> 
 class Reader:
     """A block of one part; what fields or channels share is read once."""
 
-    def __init__(self, part: Coded, groups: Groups, slots: Slots, table: jax.Ref | None, *, interpret: bool):
+    def __init__(self, part: Coded, groups: Groups, table: jax.Ref | None, *, slots: Slots, interpret: bool):
         self.part, self.groups, self.dtype, self.unit = part, groups, dtype_of(part), unit_of(part, groups)
         self._slots, self._table = slots, table
         self._interpret = interpret
@@ -223,18 +232,6 @@ class Reader:
         found = self._hold((name, group, entry), lambda: self._slots.load(ref, entry, before=before))
         found = _half(found, field.index % 2) if pairs else found
         return jnp.where(field.seen, found.astype(jnp.float32), 0.0)
-
-    def scaled(self, scores: Float[Array, "slots Q"], field: Field) -> Float[Array, "slots Q"]:
-        """Scores of which 2 to the power is a scaled weight, or half of it: what float16 must have room for.
-
-        What is added is a whole number, so that of the largest weight no digit is lost when it is rounded.
-        """
-        if not has(self.part, "scale"):
-            return scores
-        scales = [jnp.abs(self.of_tokens("scale", field, group)) for group in range(len(self.groups))]
-        largest = jnp.maximum(functools.reduce(jnp.maximum, scales), _SMALLEST)
-        exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) - 127
-        return scores + exponent.astype(jnp.float32)[:, None]
 
     def numbers(self, field: Field, piece: Piece) -> Float[Array, "slots R"]:
         """A field's numbers before scales and offsets of tokens, in `unit`s; anything where a slot is empty."""
@@ -311,6 +308,25 @@ class Reader:
 
         found = self._hold((name, piece.start, piece.size), read)
         return found if piece.parity is None else _half(found, piece.parity)
+
+
+def scaled(scores: Float[Array, "slots Q"], readers: list[Reader], field: Field) -> Float[Array, "slots Q"]:
+    """Scores of which 2 to the power is the largest scaled weight, or half of it: what float16 must have room for.
+
+    What is added is a whole number, so that of the largest weight no digit is lost when it is rounded.
+    """
+    with_scales = [reader for reader in readers if has(reader.part, "scale")]
+    if not with_scales:
+        return scores
+    least = _SMALLEST if len(with_scales) == len(readers) else 1.0
+    scales = [
+        jnp.abs(reader.of_tokens("scale", field, group))
+        for reader in with_scales
+        for group in range(len(reader.groups))
+    ]
+    largest = jnp.maximum(functools.reduce(jnp.maximum, scales), least)
+    exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) - 127
+    return scores + exponent.astype(jnp.float32)[:, None]
 
 
 def _half(pairs: Int[Array, "..."], parity: int) -> Float[Array, "..."]:

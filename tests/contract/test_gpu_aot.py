@@ -39,7 +39,7 @@ for text in sys.argv[1:]:
 @needs_cuda
 def test_a_step_copies_no_body(record_property):
     """Bodies that are copied would take as much as the cache; a round of KIVI turns its values' scales around."""
-    policies = ["full", "int4", "kivi(bits=2)"]
+    policies = ["full", "int4", "kivi(bits=2)", "turboquant(bits=2.5)"]
     done = run(["-c", COMPILE, *policies])
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert len(lines) == len(policies), done.stderr[-3000:]

@@ -94,8 +94,9 @@ def made(keys, values=None, *, batch=2, stored=2, group=4, tokens=1, slots=192, 
 
 
 def attend(queries, keys, values, positions, query_positions, bias=None, *, walk=triton_gpu.walk, **options):
-    segment = Segment(queries=queries, keys=(keys,), values=(values,), positions=positions, bias=bias)
-    segment = dataclasses.replace(segment, num_kv_heads=max(keys.num_heads, positions.shape[1]))
+    keys, values = (parts if isinstance(parts, tuple) else (parts,) for parts in (keys, values))
+    segment = Segment(queries=queries, keys=keys, values=values, positions=positions, bias=bias)
+    segment = dataclasses.replace(segment, num_kv_heads=max(keys[0].num_heads, positions.shape[1]))
     return walk(segment, query_positions, queries.shape[3] ** -0.5, **options)
 
 
@@ -113,7 +114,7 @@ def by_reference(*given):
 
 
 def arrays_of(segment, query_positions):
-    return segment.queries, segment.keys[0], segment.values[0], segment.positions, query_positions, segment.bias
+    return segment.queries, segment.keys, segment.values, segment.positions, query_positions, segment.bias
 
 
 KINDS = [
@@ -166,6 +167,53 @@ def test_a_gpu_gets_what_a_cpu_does(kinds, changes):
     there = jax.device_put(given, jax.devices("cpu")[0])
     ours = finished(jax.jit(attend)(*given))
     assert_equal(ours, finished(by_definition(*there)), TOLERANCE.get(kinds[1], 2e-3))
+
+
+def in_parts(keys, values, **changes):
+    """A segment whose numbers follow each other in parts of these kinds and sizes."""
+    whole, query_positions = made("bfloat16", **changes)
+    generator, empty = np.random.default_rng(7), np.asarray(whole.positions < 0)
+    shape = whole.keys[0].planes[0].shape[:3]
+    empty = np.broadcast_to(empty, shape)
+
+    def parts(kinds):
+        return tuple(part_of(generator, kind, (*shape, size), empty=empty) for kind, size in kinds)
+
+    return dataclasses.replace(whole, keys=parts(keys), values=parts(values)), query_positions
+
+
+PARTS = [
+    ((("int2", 32), ("int4", 32)), (("table4", 32), ("token2", 32))),
+    ((("bfloat16", 32), ("int4", 32)), (("bfloat16", 16), ("int8", 48))),
+    ((("channel2", 32), ("int3", 32)), (("group2", 64),)),
+]
+
+
+@pytest.mark.parametrize(("keys", "values"), PARTS)
+def test_parts_follow_each_other(keys, values):
+    """Codes of several widths beside each other, and beside floats."""
+    given = in_parts(keys, values, batch=1)
+    assert triton_gpu.unsupported(given[0], CHIP) is None
+    assert_equal(by_kernel(*given), by_reference(*given), ROUNDED)
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_heads_that_share_a_pool_see_their_own_slots(tokens):
+    given, query_positions = made("int4", batch=2, stored=1, group=12, tokens=tokens)
+    owners = jnp.asarray(np.random.default_rng(3).integers(0, 3, given.positions.shape), jnp.int32)
+    segment = dataclasses.replace(given, owners=owners, num_kv_heads=3)
+    assert triton_gpu.unsupported(segment, CHIP) is None
+    scale = segment.queries.shape[3] ** -0.5
+    ours, theirs = (
+        finished(jax.jit(walk)(segment.queries, query_positions))
+        for walk in (
+            lambda queries, positions: triton_gpu.walk(
+                dataclasses.replace(segment, queries=queries), positions, scale, interpret=True
+            ),
+            lambda queries, positions: reference.walk(dataclasses.replace(segment, queries=queries), positions, scale),
+        )
+    )
+    assert_equal(ours, theirs, ROUNDED)
 
 
 def test_queries_see_what_is_before_them_and_padding_sees_nothing():
@@ -262,9 +310,8 @@ def unserved():
     groups = jnp.ones((2, 2, 16, 64), jnp.float16)
     by_pairs = dataclasses.replace(part, scale=jnp.ones((2, 2, 32, 64), jnp.float16), token_group=2)
     return [
-        ({"owners": segment.positions}, "heads share one pool of slots"),
-        ({"keys": (part, part)}, "keys have several parts"),
-        ({"values": (turned,)}, "values have several parts, or are turned"),
+        ({"keys": (part, turned)}, "keys are turned when they are read"),
+        ({"values": (part,) * 9}, "values have 9 groups of channels, more than 8"),
         ({"keys": (Coded(planes=(part.planes[0],)),)}, "keys are of int8"),
         ({"keys": (dataclasses.replace(part, bits=None, dtype="float8_e4m3b11fnuz"),)}, "are of float8_e4m3b11fnuz"),
         ({"keys": (Coded(planes=(jnp.zeros((2, 2, 64, 64)),), scale=part.scale),)}, "keys are floats with scales"),
@@ -279,7 +326,7 @@ def unserved():
     ]
 
 
-@pytest.mark.parametrize("index", range(14))
+@pytest.mark.parametrize("index", range(13))
 def test_what_is_not_served_says_why(index):
     segment, (changes, reason) = made("int8", slots=64)[0], unserved()[index]
     assert reason in triton_gpu.unsupported(dataclasses.replace(segment, **changes), CHIP)

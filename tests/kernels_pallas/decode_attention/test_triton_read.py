@@ -6,7 +6,7 @@ import pytest
 
 from kernels_pallas.coded import Coded
 from kernels_pallas.decode_attention import triton_read
-from kernels_pallas.decode_attention.triton_read import channels, groups_of, in_fields, in_words
+from kernels_pallas.decode_attention.triton_read import channels, groups_of, groups_of_all, in_fields, in_words
 from tests.kernels_pallas.decode_attention.test_triton_gpu import made
 
 
@@ -28,10 +28,16 @@ def test_vectors_are_cut_into_powers_of_two():
 def test_codes_are_cut_into_even_and_odd_channels_of_each_group():
     part = part_of("group4")
     assert pieces(part) == [[(0, 16, 0, 0), (0, 16, 16, 1)], [(16, 16, 32, 0), (16, 16, 48, 1)]]
-    assert channels(groups_of(part)) == [*range(0, 32, 2), *range(1, 32, 2), *range(32, 64, 2), *range(33, 64, 2)]
+    assert channels((groups_of(part),)) == [*range(0, 32, 2), *range(1, 32, 2), *range(32, 64, 2), *range(33, 64, 2)]
     wide = part_of("int4", size=256)
     assert [piece[:2] for piece in pieces(wide)[0]] == [(0, 64), (0, 64), (64, 64), (64, 64)]
-    assert sorted(channels(groups_of(wide))) == list(range(256))
+    assert sorted(channels((groups_of(wide),))) == list(range(256))
+
+
+def test_parts_have_places_behind_each_other():
+    parts = part_of("int4"), part_of("bfloat16")
+    assert [piece.place for groups in groups_of_all(parts) for group in groups for piece in group] == [0, 32, 64]
+    assert channels(groups_of_all(parts)) == [*range(0, 64, 2), *range(1, 64, 2), *range(64, 128)]
 
 
 @pytest.mark.parametrize("kind", ["int4", "table4", "float8_e4m3fn"])
