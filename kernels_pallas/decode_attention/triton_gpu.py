@@ -30,7 +30,7 @@ from jax.experimental.pallas import triton as pltriton
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas.coded import Coded
+from kernels_pallas.coded import Coded, Parts
 from kernels_pallas.decode_attention.over_mesh import over_mesh
 from kernels_pallas.decode_attention.reference import Running, Segment, live_slots
 from kernels_pallas.decode_attention.triton_read import (
@@ -62,10 +62,6 @@ _MOST_ROWS = 256  # of a head; a prompt's chunks are read by XLA
 _MOST_GROUPS = 8  # of channels; each is code of its own
 _WARPS = 2112  # sixteen on each of 132 multiprocessors
 _LIFT = 14  # float16 weights are up to 2**14, so that small ones are not lost
-
-
-Parts = tuple[Coded, ...]
-"""Channels that follow each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +104,11 @@ def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Pl
     width = _power(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
     query_rows, many = max(_power(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
     if all(map(in_words, parts)):
-        fields = max(fields, 2)  # scales of two tokens are 32 bits
+        counts = (keys[0].num_slots, *(part.token_group for part in parts if part.token_group > 1))
+        fields = max(fields, 1 if any(count % 2 for count in counts) else 2)  # scales of two tokens are 32 bits
         query_rows = min(query_rows, max(64 // width, _FEWEST_ROWS))
         warps = min(query_rows * width // _FEWEST_ROWS, 8)
-        rows = 32 if fields == 2 or warps > 2 else 16
+        rows = 32 if fields <= 2 or warps > 2 else 16
         stages = 2 if many or any(part.dtype or part.bits == 8 for part in keys) else 3
     else:
         single = jnp.float32 in dtypes or many or all(dtype == jnp.int8 for dtype in dtypes)  # many registers for one

@@ -135,6 +135,7 @@ SHAPES = [
     ("int4", {"group": 1, "stored": 4, "batch": 1}),
     ("int4", {"group": 5, "tokens": 16, "size": 80, "slots": 152, "stored": 1}),
     ("bfloat16", {"size": 96, "slots": 117, "heads": 2}),
+    ("int8", {"slots": 117, "batch": 1}),
     ("bfloat16", {"size": 576, "width": 512, "stored": 1, "batch": 1, "group": 16, "slots": 64}),
     ("int4", {"size": 256, "stored": 1, "batch": 1, "slots": 64}),
 ]
