@@ -1,5 +1,6 @@
 """The one door to `kernels_pallas`: arrays in, arrays out."""
 
+from kernels_pallas._dispatch import device_kind
 from kernels_pallas._tpu import LIBTPU
 from kernels_pallas.coded import (
     Coded,
@@ -36,6 +37,7 @@ __all__ = [
     "alignment",
     "choose_attention",
     "decode_attention",
+    "device_kind",
     "divide",
     "encode",
     "implementations",

@@ -5,7 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from kvjax import rounds
 from kvjax.empty import empty_cache
 from kvjax.grammar import parse_policy
 from kvjax.model_shape import ModelShape
@@ -101,3 +103,34 @@ def test_rows_come_due_at_their_own_steps():
     exact, body = cache.layers[0].exact, cache.layers[0].body
     assert exact.positions.tolist() == [[-1] * 8, [0, 1, 2, 3, 4, 5, 6, -1]]
     assert body.positions[:, 0, :9].tolist() == [[*range(8), -1], [-1] * 9]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "primitive"),
+    [
+        ("TPU v6 lite", "none", "cond"),
+        ("TPU v6 lite", "int8", "while"),
+        ("TPU v6 lite", "key(int8)", "cond"),
+        ("NVIDIA H200", "none", "while"),
+        ("cpu", "int8", "while"),
+    ],
+)
+def test_what_is_copied_least_runs_a_round(monkeypatch, kind, text, primitive):
+    """A branch for floats on TPUs, a loop for all else; they come to the same."""
+    policy = parse_policy(f"{text}+exact(sinks=0,window=0,round=8)")
+    cache = empty_cache(SHAPE, policy=policy, batch=2, max_tokens=30)
+    for position in range(8):
+        cache = step(cache, position)
+    monkeypatch.setattr(rounds, "device_kind", lambda mesh: kind)
+    everywhere = jnp.ones((2,), bool)
+    operations = {
+        equation.primitive.name for equation in jax.make_jaxpr(lambda one: make_room(one, everywhere))(cache).eqns
+    }
+    assert operations & {"cond", "while"} == {primitive}
+    for due in (everywhere, ~everywhere):
+        found = []
+        for name in (kind, "cpu"):
+            monkeypatch.setattr(rounds, "device_kind", lambda mesh, name=name: name)
+            found.append(jax.tree.leaves(make_room(cache, due)))
+        for ours, theirs in zip(*found, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
