@@ -28,7 +28,7 @@ from rich.table import Table
 from kvjax._program import Settings, run
 from kvjax.accounting import device_bytes
 from kvjax.bench_decode import bench_decode, flag_values
-from kvjax.bench_kernels import measure_kernels
+from kvjax.bench_kernels import TOKENS, measure_kernels
 from kvjax.bench_step import COLUMNS, MODELS, TOPOLOGIES, bench_step
 from kvjax.cache import KVCache
 from kvjax.decoder import read_statistics
@@ -159,6 +159,8 @@ def bench_kernels(settings: Settings) -> dict[str, Any]:
     on_cpu = jax.default_backend() == "cpu"
     default = ["1x4096"] if on_cpu else ["16x32768"]
     cases = [parse_case(text) for text in (values["cases"].value if values["cases"].present else default)]
+    if any(case.context % TOKENS for case in cases):
+        raise UserError(f"--cases: `kernels` wants contexts that are multiples of {TOKENS}, such as 1x4096.")
     report = new_report("kvjax.bench kernels", config=flag_values(values), policy="")
     rows = []
     with Progress("measuring", unit="cases", total=len(cases), quiet=values["quiet"].value) as progress:

@@ -79,6 +79,8 @@ def bench_decode(settings: Settings) -> dict[str, Any]:
 def _model_of(values: flags.FlagValues) -> tuple[Path, Transformer, Statistics | None]:
     """Where the weights are, the model, and its statistics."""
     name, dtype = values["model"].value, values["dtype"].value
+    if values["against"].value and dtype != "float32":
+        raise UserError(f"--dtype={dtype}: peers are measured in float32; leave --against or --dtype out.")
     if not values["random_weights"].value:
         folder = find_checkpoint(name)
         model = load_model(folder, dtype=dtype)

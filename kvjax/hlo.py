@@ -7,8 +7,8 @@ XLA's own cost analysis will not do for a decode step on a TPU: it counts a Pall
 nothing, what goes to VMEM ahead of time twice or three times, and each branch of a conditional as if it were taken.
 Here an array counts where it lies in HBM, with what its tiles pad. Slices, gathers and updates in place count what they
 touch, inside of fusions too; a kernel counts its operands and results once. A loop counts as often as its condition
-says; one that ends with the live slots, as if it went over all; one that carries its condition is a branch, as in
-`kvjax/rounds.py`.
+says; one that ends with the live slots, as if it went over all; one that carries its condition is a branch, as
+most rounds are (`kvjax/rounds.py`).
 """
 
 import dataclasses

@@ -190,7 +190,8 @@ class Policy:
         unit = math.lcm(*(codec.granule for codec in self.all_codecs))
         if not self.evicts or not self._is_inner(layer, shape.num_layers) or not whole:
             # Whole tiles of 8 groups, where that adds next to nothing: kernels on TPUs take others after a copy.
-            tiles = math.ceil(whole / (8 * unit)) * 8 * unit
+            tile = math.lcm(8 * unit, self.selection.page if self.selection and self.selection.page else 1)
+            tiles = math.ceil(whole / tile) * tile
             return BodyPlan(slots=tiles if tiles <= whole * _NEXT_TO_NOTHING else whole, quota=whole)
         quota = min(self._quota(layer, shape.num_layers, max_tokens), whole) // unit * unit
         pinned, pooled = self.prompt.tokens if self.prompt else 0, self.heads.kind == "adaptive"

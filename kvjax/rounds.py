@@ -98,9 +98,9 @@ def _by_loop(run: Round, layers: Layers, due: Bool[Array, ""]) -> Layers:
 
 
 def _has_floats(body: Body) -> bool:
-    """Whether any numbers of a body are not coded."""
+    """Whether any numbers of a body are floats, not bytes."""
     parts = jax.tree.leaves((body.keys, body.values), is_leaf=lambda part: isinstance(part, Coded))
-    return any(isinstance(part, Coded) and part.bits is None for part in parts)
+    return any(isinstance(part, Coded) and part.bits is None and not part.dtype for part in parts)
 
 
 def _oldest(layer: LayerCache, due: Bool[Array, "B"]) -> tuple[Moved, Int[Array, "B U"]]:

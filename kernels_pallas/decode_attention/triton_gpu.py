@@ -7,10 +7,10 @@
     fields codes of b bits are n = 8/b neighbouring tokens a byte: a tile of bytes is read once, and its field j is a
            tile of the tokens n i + j. Softmax does not mind the order of slots, so fields are never interleaved.
     words  two channels are an element; even and odd ones are multiplied apart (`triton_words`). Codes become float16,
-           which holds all levels exactly; floats stay what they are, and float32 is multiplied in full.
+           which holds integers and 8-bit floats exactly; other floats stay what they are, float32 in full.
 
 Scales and offsets of tokens go to scores and weights, those of groups of channels to the group's part of them, those of
-a channel of a token group alone to the keys and values. A scaled weight is at most 2**14, as float16 has no room for
+a channel of a token group alone to the keys and values. A scaled weight is below 2**15, as float16 has no room for
 more: what is held back is the maximum of the scaled ones. Sums over slots are kept slot by slot until the end, so that
 a step has one reduction, the maximum. Which slots count is said by positions; blocks behind the last live slot are not
 read. What lies in a slot that does not count may be NaN: scores, scales and values are selected.
@@ -157,6 +157,8 @@ def unsupported(segment: Segment, device: str) -> str | None:
         return "heads that hold tokens of their own share stored keys"
     if any(part.num_heads != stored for part in parts):
         return "keys and values are not of as many heads"
+    if segment.owners is not None and stored > 1:
+        return "a pool has several stored heads"
     fields = max(map(num_fields, parts))
     if any(part.token_group % fields for part in parts if part.token_group > 1):
         return f"groups of tokens divide the {fields} tokens that share a byte"
@@ -177,10 +179,10 @@ def _unsupported_part(part: Coded) -> str | None:
         return "have offsets or groups of tokens without scales"
     if plane.shape[3] // count % LEAST:
         return f"have {plane.shape[3] // count} numbers that share a scale, no multiple of {LEAST}"
-    # An offset of so many elements is taken for a 32-bit integer, which has a sign.
-    elements = math.prod(plane.shape) * plane.dtype.itemsize // (2 if in_words(part) else 1)
-    many = plane.dtype.itemsize == 1 and 2**31 <= elements <= 2**32
-    return "take 2 to 4 GiB as bytes" if many else None
+    # Offsets of up to 4 GiB are 32-bit integers, which have a sign: enough for elements of two bytes. Over a mesh each
+    # device has fewer, down to where that matters.
+    many = plane.dtype.itemsize == 1 and not in_words(part) and math.prod(plane.shape) >= 2**31
+    return "take 2 GiB or more as single bytes" if many else None
 
 
 def walk(

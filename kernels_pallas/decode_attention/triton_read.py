@@ -70,7 +70,8 @@ def num_groups(part: Coded) -> int:
 def in_words(part: Coded) -> bool:
     """Whether elements are two channels: even and odd ones have to be wide enough for a product."""
     wide = part.planes[0].shape[3] // num_groups(part) % (2 * LEAST) == 0
-    return triton_words.possible(part) and wide and (part.token_group == 1 or _is_half(part.scale))
+    halves = all(_is_half(array) for array in (part.scale, part.offset) if array is not None)
+    return triton_words.possible(part) and wide and (part.token_group == 1 or halves)
 
 
 def _is_half(array: Any) -> bool:

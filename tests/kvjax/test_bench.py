@@ -74,6 +74,7 @@ def test_a_missing_peer_is_skipped_by_name(program, tmp_path):
         (["decode", "--against=torch"], "Unknown peer 'torch'"),
         (["decode", "--cases=1"], "The case '1' is not BATCHxCONTEXT"),
         (["decode", "--policies=fast"], "Unknown policy term 'fast'"),
+        (["kernels", "--cases=1x100"], "wants contexts that are multiples of 32"),
         (["decode", "--against=transformers", "--peer_python=/nowhere"], "There is no Python '/nowhere'"),
     ],
 )

@@ -50,6 +50,12 @@ def test_a_peer_has_no_drawn_weights(program):
     assert "--random_weights are drawn here" in printed.err
 
 
+def test_a_peer_is_measured_in_float32(program):
+    code, printed = program("--dtype=bfloat16", "--against=transformers")
+    assert code == 2
+    assert "--dtype=bfloat16: peers are measured in float32" in printed.err
+
+
 def test_a_shape_that_is_unknown(capsys):
     given = ["bench", "decode", "--model=qwen3-9b", "--random_weights"]
     assert run(bench.main, usage="", define_flags=bench.define_flags, allows_words=True, argv=given) == 2

@@ -57,6 +57,18 @@ def test_the_body_holds_what_the_exact_segment_cannot():
     assert [policy.body_slots(tokens) for tokens in (1, 28, 29, 36, 37)] == [0, 0, 8, 8, 16]
 
 
+def test_groups_fill_tiles_of_eight_where_that_adds_next_to_nothing():
+    """Of 32 tokens, which share scales; pages stay whole."""
+    kivi = parse_policy("kivi(bits=2)")
+    assert [kivi.plan(0, shape=SHAPE, max_tokens=tokens).slots for tokens in (32_768, 600)] == [32_768, 512]
+    assert kivi.plan(0, shape=SHAPE, max_tokens=32_768).quota == 32_640
+    pages = parse_policy("quest(page=96)+kivi+exact(sinks=4,window=128,round=96)")
+    for tokens in range(1000, 60_000, 777):
+        plan = pages.plan(0, shape=SHAPE, max_tokens=tokens)
+        assert plan.slots % 96 == 0
+        assert plan.quota <= plan.slots <= 1.01 * plan.quota
+
+
 def test_what_keeps_all_tokens_has_room_for_all():
     """Codecs alone, a selection that only reads less, and the layers at the edges."""
     for text in ("int4" + EXACT, "quest(budget=512)" + EXACT):
