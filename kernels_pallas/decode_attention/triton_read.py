@@ -147,8 +147,7 @@ def table_of(part: Coded) -> Float[Array, "levels"] | None:
     """What the bits of a code stand for, if one read is less than choosing among the levels."""
     if part.levels is None or part.bits < 3 or in_words(part):
         return None
-    half = len(part.levels) // 2
-    return (jnp.asarray(part.levels[half:] + part.levels[:half], jnp.float32) + part.shift).astype(dtype_of(part))
+    return jnp.asarray(triton_words.levels_of(part), jnp.float32).astype(dtype_of(part))
 
 
 def unit_of(part: Coded, groups: Groups) -> float:
@@ -271,12 +270,15 @@ class Reader:
         key, where = (plane, entry, piece.start, piece.size), pl.ds(piece.start, piece.size)
         return self._hold(key, lambda: self._slots.load(self.part.planes[plane], entry, where))
 
+    def _planes(self, field: Field, piece: Piece) -> tuple[jax.Array, ...]:
+        """The elements of all planes that hold a field."""
+        widths = plane_bits(self.part.bits) if self.part.bits else (8,)
+        return tuple(self._elements(plane, field.index * width // 8, piece) for plane, width in enumerate(widths))
+
     def _from_words(self, field: Field, piece: Piece) -> Float[Array, "slots R"]:
         """The even or the odd channels of a field."""
-        widths = plane_bits(self.part.bits) if self.part.bits else (8,)
-        planes = [self._elements(plane, field.index * width // 8, piece) for plane, width in enumerate(widths)]
         recipe = triton_words.recipe_for(self.part, field.index, piece.parity)
-        return triton_words.numbers(tuple(planes), recipe, interpret=self._interpret)
+        return triton_words.numbers(self._planes(field, piece), recipe, interpret=self._interpret)
 
     def _levels(self, field: Field, piece: Piece) -> Float[Array, "slots R"]:
         """What a field's codes stand for, one by one."""
@@ -290,13 +292,8 @@ class Reader:
 
     def _codes(self, field: Field, piece: Piece) -> Int[Array, "slots R"]:
         """A field's codes from all planes, as int32 without a sign."""
-        whole, low = None, 0
-        for plane, width in enumerate(plane_bits(self.part.bits)):
-            entry, bit = divmod(field.index * width, 8)
-            bytes_ = self._elements(plane, entry, piece).astype(jnp.int32)
-            part = ((bytes_ >> bit) & ((1 << width) - 1)) << low
-            whole, low = part if whole is None else whole | part, low + width
-        return whole
+        bytes_ = [plane.astype(jnp.int32) for plane in self._planes(field, piece)]
+        return triton_words.together(bytes_, triton_words.moves_of(self.part, field.index))
 
     def _of_channels(self, name: str, piece: Piece) -> Float[Array, "slots R"]:
         """Each row's scales or offsets, which its fields share."""

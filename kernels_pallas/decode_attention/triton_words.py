@@ -98,28 +98,39 @@ def recipe_for(part: Coded, entry: int, parity: int) -> Recipe | LookUp:
     if part.dtype:
         return _of_float8(part.dtype, parity)
     if part.levels is not None:
-        return _of_table(part, entry, parity)
+        return LookUp(moves_of(part, entry), levels_of(part), parity)
     return min((_of_code(part, entry, parity, up) for up in range(_DIGITS + 1 - part.bits)), key=_cost)
 
 
 def _of_code(part: Coded, entry: int, parity: int, up: int) -> Recipe:
     """With the lowest bit at bit `up`."""
-    widths, moves, low = plane_bits(part.bits), [], up
-    for plane, width in enumerate(widths):
-        bit = 8 * parity + entry * width % 8
-        moves.append(Move(plane, low - bit, ((1 << width) - 1) << low))
-        low += width
+    widths = plane_bits(part.bits)
     signs = sum(1 << bit for bit in range(widths[-1] - 1, 16, widths[-1]))
     half = 1 << (part.bits - 1)
-    return Recipe((*(0 for _ in widths[1:]), signs), tuple(moves), 2.0 ** (24 - up) * UNIT, (part.shift - half) * UNIT)
+    moves = moves_of(part, entry, byte=parity, up=up)
+    return Recipe((*(0 for _ in widths[1:]), signs), moves, 2.0 ** (24 - up) * UNIT, (part.shift - half) * UNIT)
 
 
-def _of_table(part: Coded, entry: int, parity: int) -> LookUp:
-    moves, low, half = [], 0, len(part.levels) // 2
+def moves_of(part: Coded, entry: int, *, byte: int = 0, up: int = 0) -> tuple[Move, ...]:
+    """What brings a token's code together from all planes.
+
+    Args:
+      part: of codes.
+      entry: of the tokens that share a byte of the finest plane, which.
+      byte: of an element, where the code lies.
+      up: where its lowest bit goes.
+    """
+    moves = []
     for plane, width in enumerate(plane_bits(part.bits)):
-        moves.append(Move(plane, low - entry * width % 8, ((1 << width) - 1) << low))
-        low += width
-    return LookUp(tuple(moves), tuple(level + part.shift for level in part.levels[half:] + part.levels[:half]), parity)
+        moves.append(Move(plane, up - (8 * byte + entry * width % 8), ((1 << width) - 1) << up))
+        up += width
+    return tuple(moves)
+
+
+def levels_of(part: Coded) -> tuple[float, ...]:
+    """What codes of a table stand for, by their bits without a sign."""
+    half = len(part.levels) // 2
+    return tuple(level + part.shift for level in part.levels[half:] + part.levels[:half])
 
 
 def _cost(recipe: Recipe) -> tuple[int, int]:
@@ -152,14 +163,19 @@ def numbers(
     return _by_jax(planes, recipe) if interpret else _by_ptx(planes, recipe)
 
 
-def _by_jax(planes: tuple[jax.Array, ...], recipe: Recipe) -> jax.Array:
-    words = [plane.astype(jnp.int32) ^ flip for plane, flip in zip(planes, recipe.flips, strict=True)]
+def together(words: list[Int[Array, "slots R"]], moves: tuple[Move, ...]) -> Int[Array, "slots R"]:
+    """Bits of int32 words of each plane, moved."""
 
     def moved(move: Move) -> jax.Array:
         word = words[move.plane]
         return (word << move.up if move.up >= 0 else word >> -move.up) & move.mask
 
-    whole = functools.reduce(jnp.bitwise_or, map(moved, recipe.moves))
+    return functools.reduce(jnp.bitwise_or, map(moved, moves))
+
+
+def _by_jax(planes: tuple[jax.Array, ...], recipe: Recipe) -> jax.Array:
+    words = [plane.astype(jnp.int32) ^ flip for plane, flip in zip(planes, recipe.flips, strict=True)]
+    whole = together(words, recipe.moves)
     if all(move.mask < 1 << _DIGITS for move in recipe.moves):  # a CPU may take such small floats for 0
         return (whole.astype(jnp.float32) * (recipe.factor * 2.0**-24) + recipe.term).astype(jnp.float16)
     return jax.lax.bitcast_convert_type(whole.astype(jnp.int16), jnp.float16) * jnp.float16(recipe.factor)
@@ -192,13 +208,7 @@ def _in_registers(lines: list[str], planes: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def _levels_by_jax(planes: tuple[jax.Array, ...], recipe: LookUp) -> jax.Array:
-    bytes_ = [plane.astype(jnp.int32) >> (8 * recipe.parity) for plane in planes]
-
-    def moved(move: Move) -> jax.Array:
-        byte = bytes_[move.plane]
-        return (byte << move.up if move.up >= 0 else byte >> -move.up) & move.mask
-
-    codes = functools.reduce(jnp.bitwise_or, map(moved, recipe.moves))
+    codes = together([plane.astype(jnp.int32) >> (8 * recipe.parity) for plane in planes], recipe.moves)
     found = jnp.zeros(codes.shape, jnp.float32)
     for code, level in enumerate(recipe.levels):
         found = jnp.where(codes == code, level, found)

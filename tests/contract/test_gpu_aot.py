@@ -10,7 +10,6 @@ import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh
 import models
-from kvjax.attention import attention_implementations
 from kvjax.empty import abstract_cache
 from kvjax.decoding import compressed_decode
 from kvjax.grammar import parse_policy
