@@ -309,6 +309,7 @@ def test_a_checkpoint_of_the_tests_is_the_model_that_it_came_from(checkpoint):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_policies_on_held_out_text(program, shared_data, tmp_path, record_property):
     """2,000 tokens that training never saw: what each policy may cost, and their order by divergence."""
     assert os.path.samefile(shared_data, find_checkpoint("../shared/data"))
