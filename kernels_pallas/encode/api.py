@@ -85,7 +85,7 @@ def choose(
     return _dispatch.choose("encode", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
 
 
-def chosen_implementation() -> str:
-    """The name of what the automatic choice runs for numbers with a scale a token, where no mesh is given."""
+def chosen_implementation(mesh: Mesh | None = None) -> str:
+    """The name of what the automatic choice runs for numbers with a scale a token on a mesh."""
     numbers = jax.ShapeDtypeStruct((1, 1, 8, 128), jnp.float32)
-    return choose(numbers, Integers(bits=8, symmetric=True)).name
+    return choose(numbers, Integers(bits=8, symmetric=True), mesh=mesh).name

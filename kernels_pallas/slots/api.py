@@ -94,7 +94,7 @@ def choose_put(
     return _dispatch.choose("slots", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
 
 
-def chosen_implementation() -> str:
-    """The name of what the automatic choice puts single slots of codes with, where no mesh is given."""
+def chosen_implementation(mesh: Mesh | None = None) -> str:
+    """The name of what the automatic choice puts single slots of codes with on a mesh."""
     codes = Coded(planes=(jax.ShapeDtypeStruct((1, 1, 128, 128), jnp.int8),), bits=8)
-    return choose_put((codes,), 1).name
+    return choose_put((codes,), 1, mesh=mesh).name
