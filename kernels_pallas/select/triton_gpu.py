@@ -23,7 +23,8 @@ from jaxtyping import Array, Int, UInt32
 from kernels_pallas._gpu import not_a_gpu, power
 
 _LOWEST = -(2**31)
-_BLOCK = 1 << 14  # keys of a row that are counted together: 32 registers of 512 threads
+_MOST_HELD = 1 << 14  # keys of a row that stay in registers: 32 of each of 512 threads
+_BLOCK = 1 << 13  # keys of longer rows that are counted together
 _KEYS_OF_THREAD = 16
 _MOST_WARPS = 16
 _DIGITS = 10  # of a count of blocks
@@ -46,7 +47,7 @@ def unsupported(shape: tuple[int, ...], device: str) -> str | None:
 
 def block_of(num_slots: int) -> int:
     """Keys of a row of S slots that are counted together."""
-    return min(power(max(num_slots, 32)), _BLOCK)
+    return power(max(num_slots, 32)) if num_slots <= _MOST_HELD else _BLOCK
 
 
 def warps_of(block: int) -> int:
@@ -135,7 +136,7 @@ def _reached_by(
       num_slots: of all blocks.
       wanted: at least 1.
     """
-    if num_slots <= _BLOCK:  # read once
+    if num_slots <= _MOST_HELD:  # read once
         held = read(0)
         read = lambda index: held  # noqa: E731
 
