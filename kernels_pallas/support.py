@@ -13,15 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas import _dispatch
 from kernels_pallas._dispatch import Choice
 from kernels_pallas.coded import Coded, Part, Parts, Rotated, plane_bits
 from kernels_pallas.decode_attention import api as decode_attention
 from kernels_pallas.decode_attention.reference import Segment
-from kernels_pallas.encode import mosaic_tpu as encode
+from kernels_pallas.encode import api as encode
 from kernels_pallas.encode.reference import Integers, Rule, Table
-from kernels_pallas.select import mosaic_tpu as select
-from kernels_pallas.slots import mosaic_tpu as slots
+from kernels_pallas.select import api as select
+from kernels_pallas.slots import api as slots
 
 DEVICES = {
     "v5e": "TPU v5 lite",
@@ -159,21 +158,13 @@ def _others() -> tuple[Row, ...]:
     numbers = jax.ShapeDtypeStruct((1, 8, 128, 128), jnp.float32)
 
     def encoding(what: str, rule: Rule, basis: Any = None) -> Row:
-        transform = None if basis is None else basis.shape
-        return Row(
-            "encode",
-            what,
-            lambda device: _choice(
-                "encode", encode.unsupported(numbers.shape, numbers.dtype, rule, device, basis=transform)
-            ),
-        )
+        return Row("encode", what, lambda device: encode.choose_for(numbers, rule, device, basis=basis))
 
     def putting(what: str, part: Coded, unit: int = 1) -> Row:
-        return Row("slots", what, lambda device: _choice("slots", slots.unsupported((part,), 128, unit, device)))
+        return Row("slots", what, lambda device: slots.choose_put_for((part,), 128, device, unit=unit))
 
     def selecting(count: int) -> Row:
-        what = f"{count:,} slots a row"
-        return Row("select", what, lambda device: _choice("select", select.unsupported((64, count), device)))
+        return Row("select", f"{count:,} slots a row", lambda device: select.choose_for((64, count), device))
 
     shape = (1, 8, 4096, 128)
     levels = tuple((index + 0.5) / 8 for index in range(-8, 8))
@@ -186,10 +177,6 @@ def _others() -> tuple[Row, ...]:
         putting("single tokens put, 4 bits", _codes(4, shape)),
         putting("groups of 32 put", _codes(2, shape, group=32), unit=32),
     )
-
-
-def _choice(operation: str, reason: str | None) -> Choice:
-    return _dispatch.choose(operation, {"mosaic_tpu": reason, "reference": None})
 
 
 def table() -> str:

@@ -1,5 +1,7 @@
 """The one door to `kernels_pallas`: arrays in, arrays out."""
 
+from jax.sharding import Mesh
+
 from kernels_pallas._dispatch import device_kind
 from kernels_pallas._tpu import LIBTPU
 from kernels_pallas.coded import (
@@ -56,7 +58,7 @@ __all__ = [
 ]
 
 
-def implementations() -> dict[str, str]:
-    """Which implementation of each operation a run uses, attention apart, where it depends on the cache."""
+def implementations(mesh: Mesh | None = None) -> dict[str, str]:
+    """Which implementation of each operation a run uses on a mesh, attention apart, where it depends on the cache."""
     operations = {"encode": _encode, "select": _select, "slots": _slots}
-    return {name: operation.chosen_implementation() for name, operation in operations.items()}
+    return {name: operation.chosen_implementation(mesh) for name, operation in operations.items()}

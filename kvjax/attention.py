@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from kvjax import axes
@@ -158,7 +159,7 @@ def attend(
     if layer.state is not None and layer.state.pages is not None and queries.shape[1] > 1:
         return _token_by_token(layer, queries, positions, placement), layer
     scale = 1.0 / math.sqrt(queries.shape[-1])
-    segments = segments_of(layer, queries)
+    segments = segments_of(layer, queries, mesh=placement.mesh)
     mass = None if layer.state is None else layer.state.mass
     attended = decode_attention(segments, query_positions=positions, scale=scale, mass=mass, mesh=placement.mesh)
     output = attended[0].output
@@ -192,9 +193,9 @@ def _token_by_token(
     return jnp.swapaxes(outputs, 0, 1)
 
 
-def segments_of(layer: LayerCache, queries: axes.Queries) -> tuple[Segment, ...]:
-    """What queries attend to: the exact segment, and the body where there is one."""
-    return (_exact_segment(layer.exact, queries), *_body_segments(layer, queries))
+def segments_of(layer: LayerCache, queries: axes.Queries, *, mesh: Mesh | None) -> tuple[Segment, ...]:
+    """What queries attend to: the exact segment, and the body where there is one; `mesh` as in `Placement`."""
+    return (_exact_segment(layer.exact, queries), *_body_segments(layer, queries, mesh))
 
 
 def attention_implementations(cache: KVCache) -> dict[str, str]:
@@ -203,10 +204,11 @@ def attention_implementations(cache: KVCache) -> dict[str, str]:
     Layers that differ are named one after another.
     """
     found: dict[str, dict[str, None]] = {}
+    mesh = cache.placement.mesh
 
     def note(layer: LayerCache, queries: axes.Queries) -> None:
-        for name, segment in zip(("exact", "body"), segments_of(layer, queries), strict=False):
-            choice = choose_attention(segment, mesh=cache.placement.mesh)
+        for name, segment in zip(("exact", "body"), segments_of(layer, queries, mesh=mesh), strict=False):
+            choice = choose_attention(segment, mesh=mesh)
             words = f"{choice.name} ({'; '.join(choice.reasons)})" if choice.reasons else choice.name
             found.setdefault(name, {})[words] = None
 
@@ -220,7 +222,7 @@ def _exact_segment(exact: ExactSegment, queries: axes.Queries) -> Segment:
     return Segment.of_arrays(queries, exact.keys, values=exact.values, positions=exact.positions)
 
 
-def _body_segments(layer: LayerCache, queries: axes.Queries) -> tuple[Segment, ...]:
+def _body_segments(layer: LayerCache, queries: axes.Queries, mesh: Mesh | None) -> tuple[Segment, ...]:
     """The body, or its pages that are read, with the queries as its keys want them; nothing where there is none."""
     body = layer.body
     if body is None:
@@ -240,7 +242,7 @@ def _body_segments(layer: LayerCache, queries: axes.Queries) -> tuple[Segment, .
         sizes = layer.site.policy.exact
         tokens = max(layer.state.selection.tokens(layer.site.max_tokens) - sizes.sinks - sizes.window, 0)
         count = max(tokens // layer.state.selection.page, 1)
-        segment = best_pages(segment, layer.state, queries, count=count)
+        segment = best_pages(segment, layer.state, queries, count=count, mesh=mesh)
     return (
         dataclasses.replace(
             segment,

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from kvjax import axes
@@ -137,15 +138,22 @@ class Codec:
             chosen |= self.linear.choose(centred, valid, queries)
         return chosen
 
-    def encode(self, vectors: Float[Array, "B K S D"], *, positions: Int[Array, "B S"], arrays: Arrays) -> Parts:
-        """Stores vectors; S is a multiple of the granule and of 8."""
+    def encode(
+        self,
+        vectors: Float[Array, "B K S D"],
+        *,
+        positions: Int[Array, "B S"],
+        arrays: Arrays,
+        mesh: Mesh | None = None,
+    ) -> Parts:
+        """Stores vectors; S is a multiple of the granule and of 8; `mesh` is where they live, as in `Placement`."""
         numbers = self._centre(self._plain(vectors, positions), arrays)
         if self.linear is None:
-            return self.quantiser.encode(numbers)
+            return self.quantiser.encode(numbers, mesh=mesh)
         matrix = self.linear.matrix(arrays)
         if self.linear.heads > 1:
-            return self.quantiser.encode(forward(numbers, matrix, heads=self.linear.heads))
-        return self.quantiser.encode(numbers, matrix)
+            return self.quantiser.encode(forward(numbers, matrix, heads=self.linear.heads), mesh=mesh)
+        return self.quantiser.encode(numbers, matrix, mesh=mesh)
 
     def decode(self, parts: Parts, *, positions: Int[Array, "B #K S"], arrays: Arrays) -> Float[Array, "B K S D"]:
         """What the stored parts stand for; attention never needs it, selections do."""

@@ -61,7 +61,7 @@ def absorb(
     gone = jnp.repeat(~stays, unit, axis=2) & due[:, None, None]
     left = jnp.where(gone, axes.EMPTY, body.positions)
     keys, values = (
-        place_heads(put_slots(old, new, slots, unit=unit), placement)
+        place_heads(put_slots(old, new, slots, unit=unit, mesh=placement.mesh), placement)
         for old, new in zip((body.keys, body.values), codes, strict=True)
     )
     body = dataclasses.replace(

@@ -196,7 +196,8 @@ class Decoder:
 
     def report(self) -> dict[str, Any]:
         """What was decoded so far, with the keys that every report has."""
-        head = new_report("kvjax.decode", config=self._config.to_dict(), policy=str(self.policy))
+        mesh = self.model.placement.mesh
+        head = new_report("kvjax.decode", config=self._config.to_dict(), policy=str(self.policy), mesh=mesh)
         head["implementations"]["decode_attention"] = self._attention
         return {
             **head,

@@ -22,6 +22,7 @@ from kvjax.compaction import dense_body, spread_heads
 from kvjax.evidence import last_queries
 from kvjax.policy import BodyPlan, Policy
 from kvjax.selection import View
+from kvjax.sharding import Placement
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("num_seen", "num_pinned"), meta_fields=())
@@ -92,7 +93,7 @@ class Candidates:
         return array[:, :, self.start : self.start + self.count]
 
 
-def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row) -> Candidates:
+def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row, placement: Placement) -> Candidates:
     """The candidates of a round.
 
     Args:
@@ -100,6 +101,7 @@ def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row
       moved: the U oldest tokens of the ring.
       newest: the W others, which stay exact.
       row: counts of the batch's rows.
+      placement: where arrays live.
     """
     exact, state, shape = layer.exact, layer.state, layer.site.shape
     keys, values, positions, numbers = dense_body(layer.body, state, shape)
@@ -131,6 +133,7 @@ def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row
         candidate_positions=jnp.concatenate([positions, spread(moved.positions)], axis=2),
         layer=layer,
         row=row,
+        placement=placement,
     )
 
 
@@ -140,6 +143,7 @@ def prompt_candidates(
     positions: Int[Array, "B S"],
     *,
     row: Row,
+    placement: Placement,
 ) -> Candidates:
     """The candidates of a whole prompt.
 
@@ -148,6 +152,7 @@ def prompt_candidates(
       prompt: its tokens, uncompressed.
       positions: of the candidates, those after the sinks that the exact segment will not hold; -1 for others.
       row: counts of the batch's rows, the prompt seen.
+      placement: where arrays live.
     """
     heads = layer.site.shape.num_kv_heads
     held = (prompt.positions >= 0)[:, None, :, None]
@@ -160,6 +165,7 @@ def prompt_candidates(
         candidate_positions=spread_heads(positions, heads),
         layer=layer,
         row=row,
+        placement=placement,
     )
 
 
@@ -174,6 +180,7 @@ def _candidates(
     candidate_positions: jax.Array,
     layer: LayerCache,
     row: Row,
+    placement: Placement,
 ) -> Candidates:
     """The view, with what is protected taken out of what may go."""
     state, policy, plan = layer.state, layer.site.policy, layer.site.plan
@@ -185,7 +192,8 @@ def _candidates(
         norms = jnp.linalg.norm(values[:, :, start : start + count], axis=3)
         most = jnp.full(held.shape[:2], round(policy.outliers * plan.quota), jnp.int32)
         recency = jnp.where(held & ~pinned, candidate_positions, axes.EMPTY)
-        preferred = select(norms, protected=jnp.zeros_like(held), recency=recency, budgets=most)
+        none = jnp.zeros_like(held)
+        preferred = select(norms, protected=none, recency=recency, budgets=most, mesh=placement.mesh)
     inside = policy.prompt is not None and policy.prompt.inside
     num_pinned = units_of(pinned, plan.unit, jnp.any).sum(axis=2, dtype=jnp.int32) * plan.unit
     totals = plan.quota + (jnp.zeros_like(num_pinned) if inside else num_pinned)
@@ -208,6 +216,7 @@ def _candidates(
         moments=state.moments,
         arrays=state.arrays,
         shape=layer.site.shape,
+        mesh=placement.mesh,
     )
     sizes = {"start": start, "count": count, "plan": plan, "policy": policy}
     return Candidates(view=view, protected=pinned, preferred=preferred, totals=totals, **sizes)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from kvjax import axes
 from kvjax._kernels import select
@@ -32,9 +33,10 @@ class _Request:
 def kept_units(candidates: list[Candidates], scores: list[jax.Array]) -> list[jax.Array]:
     """The units `B K units` that each layer keeps of its candidates, from scores `B K S` of its whole view."""
     requests = [_request(one, layer_scores) for one, layer_scores in zip(candidates, scores, strict=True)]
+    mesh = candidates[0].view.mesh if candidates else None
     if not requests or not candidates[0].plan.pooled:
-        return _select_all(requests)
-    return _select_pooled(candidates, requests)
+        return _select_all(requests, mesh)
+    return _select_pooled(candidates, requests, mesh)
 
 
 def _request(candidates: Candidates, scores: Scores) -> _Request:
@@ -79,7 +81,7 @@ def _agree(array: jax.Array, heads: int, reduce: Any) -> jax.Array:
     return jnp.repeat(reduce(grouped, axis=2), heads, axis=1)
 
 
-def _select_all(requests: list[_Request]) -> list[jax.Array]:
+def _select_all(requests: list[_Request], mesh: Mesh | None) -> list[jax.Array]:
     """`select` for every layer, those of one shape together: each of its passes has a price of its own."""
     kept: dict[int, jax.Array] = {}
     for shape in {request.scores.shape for request in requests}:
@@ -88,14 +90,13 @@ def _select_all(requests: list[_Request]) -> list[jax.Array]:
         def stack(name: str, same: list[int] = same) -> jax.Array:
             return jnp.stack([getattr(requests[index], name) for index in same])
 
-        found = select(
-            stack("scores"), protected=stack("protected"), recency=stack("recency"), budgets=stack("budgets")
-        )
+        scores, protected, recency, budgets = map(stack, ("scores", "protected", "recency", "budgets"))
+        found = select(scores, protected=protected, recency=recency, budgets=budgets, mesh=mesh)
         kept |= {index: found[place] for place, index in enumerate(same)}
     return [kept[index] for index in range(len(requests))]
 
 
-def _select_pooled(candidates: list[Candidates], requests: list[_Request]) -> list[jax.Array]:
+def _select_pooled(candidates: list[Candidates], requests: list[_Request], mesh: Mesh | None) -> list[jax.Array]:
     """Scores compete across the heads of a layer; each head's best are safe up to a floor."""
 
     def with_floor(one: Candidates, request: _Request) -> _Request:
@@ -117,6 +118,6 @@ def _select_pooled(candidates: list[Candidates], requests: list[_Request]) -> li
         )
 
     pairs = list(zip(candidates, requests, strict=True))
-    safe = _select_all([with_floor(*pair) for pair in pairs])
-    kept = _select_all([flat(*pair, one) for pair, one in zip(pairs, safe, strict=True)])
+    safe = _select_all([with_floor(*pair) for pair in pairs], mesh)
+    kept = _select_all([flat(*pair, one) for pair, one in zip(pairs, safe, strict=True)], mesh)
     return [one.reshape(request.scores.shape) for one, request in zip(kept, requests, strict=True)]

@@ -11,6 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax import axes
@@ -56,7 +57,9 @@ def page_bounds(
     return bounds.reshape(batch, num_heads, -1)
 
 
-def best_pages(segment: Segment, state: Evidence, queries: Float[Array, "B 1 N D"], *, count: int) -> Segment:
+def best_pages(
+    segment: Segment, state: Evidence, queries: Float[Array, "B 1 N D"], *, count: int, mesh: Mesh | None = None
+) -> Segment:
     """The part of a body that one token reads: `count` pages of each key/value head.
 
     Args:
@@ -64,6 +67,7 @@ def best_pages(segment: Segment, state: Evidence, queries: Float[Array, "B 1 N D
       state: its evidence.
       queries: rotated, as keys before a codec's transform meet them.
       count: pages.
+      mesh: over which the arrays lie, as in `Placement`.
     """
     size = state.selection.page
     low, high = state.pages
@@ -75,7 +79,7 @@ def best_pages(segment: Segment, state: Evidence, queries: Float[Array, "B 1 N D
     firsts = jnp.broadcast_to(segment.positions[:, :, ::size], by_head.shape)
     newest = (firsts >= 0) & (firsts == jnp.max(firsts, axis=2, keepdims=True))
     budgets = jnp.full(by_head.shape[:2], count, jnp.int32)
-    chosen = select(by_head, protected=newest, recency=firsts, budgets=budgets)
+    chosen = select(by_head, protected=newest, recency=firsts, budgets=budgets, mesh=mesh)
     index = index_of(chosen, count)
     positions = jnp.broadcast_to(segment.positions, (*by_head.shape[:2], segment.positions.shape[2]))
     return dataclasses.replace(

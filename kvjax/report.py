@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from kvjax._kernels import implementations
 from kvjax.errors import UserError
 from kvjax.folder import ROOT
 
 
-def new_report(program: str, *, config: dict[str, Any], policy: str = "full") -> dict[str, Any]:
+def new_report(
+    program: str, *, config: dict[str, Any], policy: str = "full", mesh: Mesh | None = None
+) -> dict[str, Any]:
     """The keys that every report has: program, commit, date, device, versions, config, policy, implementations.
 
     Args:
       program: e.g. "kvjax.decode".
       config: the run's config as a plain dict.
       policy: the policy's string.
+      mesh: that the run is on; None for the device that JAX runs on.
     """
     devices = jax.devices()
     return {
@@ -35,7 +39,7 @@ def new_report(program: str, *, config: dict[str, Any], policy: str = "full") ->
         | {"python": sys.version.split()[0]},
         "config": config,
         "policy": policy,
-        "implementations": implementations(),
+        "implementations": implementations(mesh),
     }
 
 

@@ -134,7 +134,7 @@ def _kept(cache: KVCache, layers: tuple[LayerCache, ...], moved: list[Moved]) ->
         after = tokens.positions[:, -1:] + 1
         window = after + jnp.arange(exact.ring_slots - exact.round_tokens, dtype=jnp.int32)[None]
         newest, _ = _of_ring(layer, window, everywhere)
-        candidates[index] = round_candidates(layer, tokens, newest, row=row)
+        candidates[index] = round_candidates(layer, tokens, newest, row=row, placement=cache.placement)
     scores = agree({index: layers[index].state.selection.score(one.view) for index, one in candidates.items()}, layers)
     kept = kept_units(list(candidates.values()), [scores[index] for index in candidates])
     by_layer = dict(zip(candidates, kept, strict=True))
@@ -197,7 +197,7 @@ def _round(
     body = dataclasses.replace(
         body, chosen=choose(body, vectors, positions=moved.positions, queries=None, is_first=is_first)
     )
-    codes = encode(body, vectors, positions=moved.positions)
+    codes = encode(body, vectors, positions=moved.positions, placement=placement)
     if kept is None:
         state = add_pages(state, moved.keys, starts=starts, due=due)
         body = store(body, codes, positions=moved.positions, starts=starts, due=due, placement=placement)
@@ -230,10 +230,12 @@ def choose(
     return (chosen[0], chosen[1])
 
 
-def encode(body: Body, vectors: tuple[jax.Array, jax.Array], *, positions: Int[Array, "B S"]) -> tuple[Parts, Parts]:
+def encode(
+    body: Body, vectors: tuple[jax.Array, jax.Array], *, positions: Int[Array, "B S"], placement: Placement
+) -> tuple[Parts, Parts]:
     """Keys and values `B K S D` as the body stores them."""
     keys, values = (
-        codec.encode(vectors[index], positions=positions, arrays=body.arrays(index))
+        codec.encode(vectors[index], positions=positions, arrays=body.arrays(index), mesh=placement.mesh)
         for index, codec in enumerate(body.codecs)
     )
     return keys, values

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from kvjax.model_shape import ModelShape
@@ -51,7 +52,7 @@ Scores = Float[Array, "B K S"]
         "arrays",
         "key_segments",
     ),
-    meta_fields=("shape",),
+    meta_fields=("shape", "mesh"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
@@ -72,6 +73,7 @@ class View:
       shape: of the model.
       key_segments: the keys in pieces along S, as they lie in memory (sinks, body, ring), anything in empty slots; None
         where they are one piece.
+      mesh: over which the arrays lie, as in `Placement` (static); None without one.
     """
 
     keys: Any
@@ -87,6 +89,7 @@ class View:
     arrays: Arrays
     shape: ModelShape
     key_segments: Any = None
+    mesh: Mesh | None = None
 
     @property
     def held(self) -> Bool[Array, "B K S"]:

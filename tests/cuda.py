@@ -1,7 +1,11 @@
 """Runs scripts with the GPU compiler, which compiles for an H200 that is not there."""
 
+import glob
 import importlib.util
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +50,44 @@ def h200_devices():
         'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H200"'
     )
     return topologies.get_topology_desc("h200", "cuda", target_config=target, topology="1x1x1").devices[:1]
+
+
+def compile_kernel(function, shapes, *, name, folder):
+    """Compiles a function for an H200 and prints the registers, spilled bytes and shared memory of a kernel in it.
+
+    In a process of its own, whose flags dump into the folder.
+    """
+    import jax
+    import numpy as np
+
+    mesh = jax.sharding.Mesh(np.array(h200_devices()), ("x",))
+    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    jax.jit(function, in_shardings=placed, out_shardings=placed).lower(*shapes).compile()
+    (ptx,) = [path for path in glob.glob(f"{folder}/*.ptx") if f".entry {name}" in Path(path).read_text()]
+    (thunks,) = glob.glob(f"{folder}/*thunk_sequence.txt")
+    shared = re.search(rf" {name} grid.*shared_memory: (\d+) bytes", Path(thunks).read_text())
+    command = [ptxas(), "-v", "-arch=sm_90a", "-o", f"{folder}/out.cubin", ptx]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers, spilled = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
+    print(json.dumps([int(found[1]) for found in (registers, spilled, shared)]))
+
+
+def ptxas():
+    """The assembler that came with the plugin, or another."""
+    folders = importlib.util.find_spec("nvidia").submodule_search_locations
+    found = [path for folder in folders for path in glob.glob(f"{folder}/*/bin/ptxas")]
+    return found[0] if found else shutil.which("ptxas")
+
+
+def resources(file, name, folder, record_property):
+    """Registers and spilled bytes of a case that `compile_kernel` compiles where a test's file is run by itself."""
+    done = run([file, name, str(folder)], dump=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    registers, spilled, shared = json.loads(done.stdout.splitlines()[-1])
+    text = f"{name:10} {registers:3} registers, {spilled:3} bytes spilled, {shared:6} bytes of shared memory"
+    record_property("print", text)
+    assert shared < H200["shared_memory_per_block_optin"]
+    return registers, spilled
 
 
 def run(command, *, dump=None):

@@ -1,6 +1,7 @@
 """The public function of the operation, and the choice of its implementation."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,10 +12,10 @@ from jaxtyping import Array, Float
 from kernels_pallas import _dispatch
 from kernels_pallas._dispatch import Choice, device_kind, on_each_device, spread, unspread
 from kernels_pallas.coded import Coded
-from kernels_pallas.encode import mosaic_tpu, reference
+from kernels_pallas.encode import mosaic_tpu, reference, triton_gpu
 from kernels_pallas.encode.reference import Integers, Rule
 
-IMPLEMENTATIONS = ("mosaic_tpu", "reference")
+IMPLEMENTATIONS = ("mosaic_tpu", "triton_gpu", "reference")
 """Best first."""
 
 
@@ -49,18 +50,21 @@ def encode(
     with jax.named_scope("encode"):
         if chosen.name == "reference":
             return reference.encode(numbers, rule, basis=matrix)
-        function = functools.partial(_on_tpu, rule=rule)
+        kernel = mosaic_tpu.encode if chosen.name == "mosaic_tpu" else triton_gpu.encode
+        function = functools.partial(_on_one, rule=rule, kernel=kernel)
         if mesh is None or mesh.size == 1:
             return function(numbers, matrix)
         batch, heads = spread(mesh, *numbers.shape[:2])
-        own, spec = matrix is not None and matrix.ndim == 3, PartitionSpec(batch, heads)
-        in_specs = spec, PartitionSpec(heads if own else None)
+        spec, of_basis = PartitionSpec(batch, heads), PartitionSpec()
+        if matrix is not None and matrix.ndim > 2:  # `K D R` or `B K D R`
+            of_basis = PartitionSpec(*(batch, heads)[4 - matrix.ndim :])
+        in_specs = spec, of_basis
         return on_each_device(function, (numbers, matrix), mesh=mesh, in_specs=in_specs, out_specs=spec)
 
 
-def _on_tpu(numbers: jax.Array, basis: jax.Array | None, *, rule: Rule) -> Coded:
+def _on_one(numbers: jax.Array, basis: jax.Array | None, *, rule: Rule, kernel: Callable[..., Any]) -> Coded:
     """What one device does."""
-    planes, scale, offset = mosaic_tpu.encode(numbers, rule, basis=basis)
+    planes, scale, offset = kernel(numbers, rule, basis=basis)
     return reference.coded(planes, scale, offset, rule)
 
 
@@ -79,13 +83,40 @@ def choose(
     Raises:
       ValueError: the implementation is unknown, or cannot serve the numbers.
     """
+    unsaid, device = unspread(mesh, implementation), device_kind(mesh)
+    return choose_for(numbers, rule, device, basis=basis, implementation=implementation, spread=unsaid)
+
+
+def choose_for(
+    numbers: Any,
+    rule: Rule,
+    device: str,
+    *,
+    basis: Any = None,
+    implementation: str | None = None,
+    spread: str | None = None,
+) -> Choice:
+    """The same for a kind of device that may not be there, e.g. "TPU v6 lite".
+
+    Args:
+      numbers: an array `B K S D`, or its shape and dtype.
+      rule: for the codes.
+      device: the kind.
+      basis: the transform, or its shape and dtype, or None.
+      implementation: the only one that may, or None.
+      spread: why kernels are out of the question wherever arrays lie, or None.
+    """
     transform = None if basis is None else basis.shape
-    reason = mosaic_tpu.unsupported(numbers.shape, numbers.dtype, rule, device_kind(mesh), basis=transform)
-    reason = reason or unspread(mesh, implementation)
-    return _dispatch.choose("encode", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
+    facts = numbers.shape, numbers.dtype, rule, device
+    unsupported = {
+        "mosaic_tpu": mosaic_tpu.unsupported(*facts, basis=transform) or spread,
+        "triton_gpu": triton_gpu.unsupported(*facts, basis=transform) or spread,
+        "reference": None,
+    }
+    return _dispatch.choose("encode", unsupported, implementation=implementation)
 
 
-def chosen_implementation() -> str:
-    """The name of what the automatic choice runs for numbers with a scale a token, where no mesh is given."""
+def chosen_implementation(mesh: Mesh | None = None) -> str:
+    """The name of what the automatic choice runs for numbers with a scale a token on a mesh."""
     numbers = jax.ShapeDtypeStruct((1, 1, 8, 128), jnp.float32)
-    return choose(numbers, Integers(bits=8, symmetric=True)).name
+    return choose(numbers, Integers(bits=8, symmetric=True), mesh=mesh).name

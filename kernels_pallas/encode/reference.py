@@ -125,6 +125,8 @@ def coded(planes: tuple[jax.Array, ...], scale: jax.Array, offset: jax.Array | N
 
 def to_scale(array: jax.Array) -> jax.Array:
     """A scale as it is stored, held within the dtype's range."""
+    if array.dtype == SCALE_DTYPE:
+        return array
     return jnp.clip(array, -LARGEST_SCALE, LARGEST_SCALE).astype(SCALE_DTYPE)
 
 
@@ -146,11 +148,13 @@ class Ways:
       gather: takes what a reduction over R leaves to where arithmetic on it is cheap.
       spread: takes it back, to beside the numbers.
       read_scale: a scale as it will be read.
+      round: to the nearest integer, of two the even one.
     """
 
     gather: Callable[[Any], Any] = itself
     spread: Callable[[Any], Any] = itself
     read_scale: Callable[[Any], Any] = read_scale
+    round: Callable[[Any], Any] = jnp.round
 
 
 def encode_token(
@@ -189,18 +193,42 @@ def _integers(
     numbers: jax.Array, rule: Integers, *, axis: int, ways: Ways = Ways()
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Codes, scale and offset of numbers that share them along an axis."""
+    scale, offset = scale_of(tuple(map(ways.gather, ends_of(numbers, rule, axis=axis))), rule)
+    return integers(numbers, scale, offset, rule=rule, ways=ways), scale, offset
+
+
+def ends_of(numbers: jax.Array, rule: Integers, *, axis: int) -> tuple[jax.Array, ...]:
+    """What the scale of numbers along an axis follows from: the largest size, or the negative least and the largest.
+
+    Of several such facts of numbers that share a scale the largest count.
+    """
+    if rule.symmetric:
+        return (jnp.max(jnp.abs(numbers), axis=axis, keepdims=True),)
+    return -jnp.min(numbers, axis=axis, keepdims=True), jnp.max(numbers, axis=axis, keepdims=True)
+
+
+def scale_of(ends: tuple[jax.Array, ...], rule: Integers) -> tuple[jax.Array, jax.Array | None]:
+    """Scale and offset (or None) of numbers with these ends."""
     half = 1 << (rule.bits - 1)
     if rule.symmetric:
-        scale = ways.gather(jnp.max(jnp.abs(numbers), axis=axis, keepdims=True)) * (1.0 / (half - 1))
-        codes = jnp.round(numbers * ways.spread(inverse(ways.read_scale(scale))))
-        return jnp.clip(codes, 1 - half, half - 1).astype(jnp.int32), scale, None
-    low, high = (ways.gather(end(numbers, axis=axis, keepdims=True)) for end in (jnp.min, jnp.max))
+        return ends[0] * (1.0 / (half - 1)), None
+    low, high = -ends[0], ends[1]
     if rule.clip < 1.0:
         middle, reach = (low + high) / 2, (high - low) / 2 * rule.clip
         low, high = middle - reach, middle + reach
-    scale = (high - low) * (1.0 / (2 * half - 1))
-    codes = jnp.round((numbers - ways.spread(low)) * ways.spread(inverse(scale)))
-    return jnp.clip(codes, 0, 2 * half - 1).astype(jnp.int32) - half, scale, low
+    return (high - low) * (1.0 / (2 * half - 1)), low
+
+
+def integers(
+    numbers: jax.Array, scale: jax.Array, offset: jax.Array | None, *, rule: Integers, ways: Ways = Ways()
+) -> jax.Array:
+    """Codes of numbers by a scale and an offset, None where symmetric, before these are rounded."""
+    half = 1 << (rule.bits - 1)
+    if offset is None:
+        codes = ways.round(numbers * ways.spread(inverse(ways.read_scale(scale))))
+        return jnp.clip(codes, 1 - half, half - 1).astype(jnp.int32)
+    codes = ways.round((numbers - ways.spread(offset)) * ways.spread(inverse(scale)))
+    return jnp.clip(codes, 0, 2 * half - 1).astype(jnp.int32) - half
 
 
 def nearest(unit: Numbers, rule: Table) -> tuple[Int[Array, "*tokens R"], Numbers]:

@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas import _dispatch
 from kernels_pallas._dispatch import Choice, device_kind, on_each_device, spread, unspread
-from kernels_pallas.select import mosaic_tpu, reference
+from kernels_pallas.select import mosaic_tpu, reference, triton_gpu
 
-IMPLEMENTATIONS = ("mosaic_tpu", "reference")
+IMPLEMENTATIONS = ("mosaic_tpu", "triton_gpu", "reference")
 """Best first."""
 
 
@@ -43,8 +43,8 @@ def select(
       ValueError: the implementation is unknown, or cannot serve the rows.
     """
     chosen = choose(scores.shape, implementation=implementation, mesh=mesh)
-    search = reference.thresholds if chosen.name == "reference" else mosaic_tpu.thresholds
-    function = functools.partial(_select, search=search)
+    known = {"mosaic_tpu": mosaic_tpu, "triton_gpu": triton_gpu, "reference": reference}
+    function = functools.partial(_select, search=known[chosen.name].thresholds)
     with jax.named_scope("select"):
         if mesh is None or mesh.size == 1 or chosen.name == "reference":
             return function(scores, protected, recency, budgets)
@@ -77,10 +77,29 @@ def choose(shape: tuple[int, ...], *, implementation: str | None = None, mesh: M
     Raises:
       ValueError: the implementation is unknown, or cannot serve the rows.
     """
-    reason = mosaic_tpu.unsupported(shape, device_kind(mesh)) or unspread(mesh, implementation)
-    return _dispatch.choose("select", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
+    unsaid = unspread(mesh, implementation)
+    return choose_for(shape, device_kind(mesh), implementation=implementation, spread=unsaid)
 
 
-def chosen_implementation() -> str:
-    """The name of what the automatic choice runs for rows of common length, where no mesh is given."""
-    return choose((1,)).name
+def choose_for(
+    shape: tuple[int, ...], device: str, *, implementation: str | None = None, spread: str | None = None
+) -> Choice:
+    """The same for a kind of device that may not be there, e.g. "TPU v6 lite".
+
+    Args:
+      shape: of the scores.
+      device: the kind.
+      implementation: the only one that may, or None.
+      spread: why kernels are out of the question wherever arrays lie, or None.
+    """
+    unsupported = {
+        "mosaic_tpu": mosaic_tpu.unsupported(shape, device) or spread,
+        "triton_gpu": triton_gpu.unsupported(shape, device) or spread,
+        "reference": None,
+    }
+    return _dispatch.choose("select", unsupported, implementation=implementation)
+
+
+def chosen_implementation(mesh: Mesh | None = None) -> str:
+    """The name of what the automatic choice runs for rows of common length on a mesh."""
+    return choose((1,), mesh=mesh).name

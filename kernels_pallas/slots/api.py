@@ -10,10 +10,10 @@ from jaxtyping import Array, Int
 from kernels_pallas import _dispatch
 from kernels_pallas._dispatch import Choice, device_kind, unspread
 from kernels_pallas.coded import Coded, Parts
-from kernels_pallas.slots import mosaic_tpu, reference
+from kernels_pallas.slots import mosaic_tpu, reference, triton_gpu
 from kernels_pallas.slots.reference import merge_heads
 
-IMPLEMENTATIONS = ("mosaic_tpu", "reference")
+IMPLEMENTATIONS = ("mosaic_tpu", "triton_gpu", "reference")
 """Best first."""
 
 __all__ = ["IMPLEMENTATIONS", "choose_put", "chosen_implementation", "merge_heads", "put_slots", "take_slots"]
@@ -38,7 +38,8 @@ def take_slots(
       ValueError: the implementation is unknown or does not take, or units cross the borders of groups that share
         scales.
     """
-    unsupported = {"mosaic_tpu": "it puts, and does not take", "reference": None}
+    puts = "it puts, and does not take"
+    unsupported = {"mosaic_tpu": puts, "triton_gpu": puts, "reference": None}
     _dispatch.choose("slots", unsupported, implementation=implementation)
     with jax.named_scope("take_slots"):
         return reference.take_slots(parts, index, unit=unit)
@@ -60,7 +61,7 @@ def put_slots(
       new: of the same layout, `units * unit` slots.
       slots: int32, where each unit of `new` goes, in units; distinct. Negative: nowhere.
       unit: slots that move together, a multiple of what shares a scale.
-      implementation: a name of `IMPLEMENTATIONS`; None chooses. The kernel writes packed codes, and leaves what is
+      implementation: a name of `IMPLEMENTATIONS`; None chooses. The kernels write packed codes, and leave what is
         stored as floats, scales among it, to the reference.
       mesh: over which the arrays lie: axis "data" has sequences, "model" heads, each where it divides them. None for
         the device that JAX runs on; with several, None chooses what the compiler can spread itself.
@@ -69,7 +70,8 @@ def put_slots(
       ValueError: the implementation is unknown or cannot serve the parts, or units share scales with others.
     """
     chosen = choose_put(parts, slots.shape[2], unit=unit, implementation=implementation, mesh=mesh)
-    put_fields = None if chosen.name == "reference" else functools.partial(mosaic_tpu.put_fields, mesh=mesh)
+    known = {"mosaic_tpu": mosaic_tpu, "triton_gpu": triton_gpu}
+    put_fields = functools.partial(known[chosen.name].put_fields, mesh=mesh) if chosen.name in known else None
     with jax.named_scope("put_slots"):
         return reference.put_slots(parts, new, slots, unit=unit, put_fields=put_fields)
 
@@ -89,12 +91,38 @@ def choose_put(
     Raises:
       ValueError: the implementation is unknown, or cannot serve the parts.
     """
-    reason = mosaic_tpu.unsupported(parts, num_new, unit, device_kind(mesh))
-    reason = reason or unspread(mesh, implementation)
-    return _dispatch.choose("slots", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
+    unsaid, device = unspread(mesh, implementation), device_kind(mesh)
+    return choose_put_for(parts, num_new, device, unit=unit, implementation=implementation, spread=unsaid)
 
 
-def chosen_implementation() -> str:
-    """The name of what the automatic choice puts single slots of codes with, where no mesh is given."""
+def choose_put_for(
+    parts: Parts,
+    num_new: int,
+    device: str,
+    *,
+    unit: int = 1,
+    implementation: str | None = None,
+    spread: str | None = None,
+) -> Choice:
+    """The same for a kind of device that may not be there, e.g. "TPU v6 lite".
+
+    Args:
+      parts: arrays, or their shapes.
+      num_new: units that come.
+      device: the kind.
+      unit: slots that move together.
+      implementation: the only one that may, or None.
+      spread: why kernels are out of the question wherever arrays lie, or None.
+    """
+    unsupported = {
+        "mosaic_tpu": mosaic_tpu.unsupported(parts, num_new, unit, device) or spread,
+        "triton_gpu": triton_gpu.unsupported(parts, num_new, unit, device) or spread,
+        "reference": None,
+    }
+    return _dispatch.choose("slots", unsupported, implementation=implementation)
+
+
+def chosen_implementation(mesh: Mesh | None = None) -> str:
+    """The name of what the automatic choice puts single slots of codes with on a mesh."""
     codes = Coded(planes=(jax.ShapeDtypeStruct((1, 1, 128, 128), jnp.int8),), bits=8)
-    return choose_put((codes,), 1).name
+    return choose_put((codes,), 1, mesh=mesh).name

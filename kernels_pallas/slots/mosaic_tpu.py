@@ -22,7 +22,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from kernels_pallas._dispatch import on_each_device, spread
 from kernels_pallas._tpu import LANES, VMEM, not_a_tpu
-from kernels_pallas.coded import Parts, Rotated
+from kernels_pallas.coded import Parts
+from kernels_pallas.slots.reference import byte_planes
 
 _TILE = 32  # rows of bytes in a register
 _BLOCK_BYTES = 1024  # of each channel
@@ -45,7 +46,7 @@ def unsupported(parts: Parts, num_new: int, unit: int, device: str) -> str | Non
         return reason
     if unit != 1:
         return f"units of {unit} slots move together"
-    planes = [plane for plane in _planes(parts) if plane.dtype == jnp.int8]
+    planes = byte_planes(parts)
     if not planes:
         return "there are no packed codes"
     if num_new > _MOST_NEW:
@@ -56,13 +57,6 @@ def unsupported(parts: Parts, num_new: int, unit: int, device: str) -> str | Non
         if plane.shape[2] % _TILE and plane.shape[2] > _MOST_ODD_BYTES:
             return f"{plane.shape[2]} bytes a channel do not fill tiles of {_TILE}"
     return None
-
-
-def _planes(parts: Parts) -> list[Any]:
-    found: list[Any] = []
-    for part in parts:
-        found += _planes(part.parts) if isinstance(part, Rotated) else part.planes
-    return found
 
 
 def block_of(num_bytes: int) -> int:

@@ -9,6 +9,7 @@ Where a byte holds several tokens and units are single slots, bytes are taken ap
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,15 @@ def _join(fields: UInt8[Array, "B k S R"], width: int) -> Int[Array, "B k bytes 
     for place in range(1, per_byte):
         packed = packed | (apart[:, :, :, place] << (width * place))
     return packed.view(jnp.int8)
+
+
+def byte_planes(parts: Parts) -> list[Any]:
+    """The planes, arrays or their shapes, that are bytes: what `put_fields` writes."""
+    found: list[Any] = []
+    for part in parts:
+        inner = byte_planes(part.parts) if isinstance(part, Rotated) else part.planes
+        found += [plane for plane in inner if plane.dtype == jnp.int8]
+    return found
 
 
 def merge_heads(parts: Parts) -> Parts:

@@ -102,7 +102,8 @@ class CriticalKV(Selection):
         base = self.inner.score(view)
         recency = jnp.where(view.scorable, view.positions, -1)
         budgets = jnp.floor(self.ratio * view.quotas.astype(jnp.float32)).astype(jnp.int32)
-        return select(base, protected=jnp.zeros_like(view.scorable), recency=recency, budgets=budgets)
+        none = jnp.zeros_like(view.scorable)
+        return select(base, protected=none, recency=recency, budgets=budgets, mesh=view.mesh)
 
 
 SELECTIONS.register("criticalkv", CriticalKV)

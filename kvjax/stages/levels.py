@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jax.sharding import Mesh
+
 from kvjax._kernels import Parts, Table, encode
 from kvjax.stages.codebook import lloyd_max
 from kvjax.stages.quantise import Basis, Numbers, Quantiser
@@ -11,9 +13,9 @@ from kvjax.stages.quantise import Basis, Numbers, Quantiser
 class Levels(Table, Quantiser):
     """The nearest of a table's levels, at a scale a token: the rule `Table`, whose attributes are its own."""
 
-    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None, *, mesh: Mesh | None = None) -> Parts:
         """Codes, and scales `B K S`."""
-        return (encode(numbers, self, basis=basis),)
+        return (encode(numbers, self, basis=basis, mesh=mesh),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +32,11 @@ class LloydMax(Quantiser):
     source: str = "beta"
     scale: str = "norm"
 
-    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None, *, mesh: Mesh | None = None) -> Parts:
         """Codes, and scales `B K S`."""
         width = numbers.shape[-1] if basis is None else basis.shape[-1]
         size = width if self.source == "beta" else None
-        return Levels(levels=lloyd_max(self.bits, size), scale=self.scale).encode(numbers, basis)
+        return Levels(levels=lloyd_max(self.bits, size), scale=self.scale).encode(numbers, basis, mesh=mesh)
 
 
 def half_integer_levels(bits: int, step: float) -> Levels:

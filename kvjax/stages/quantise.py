@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from kvjax._kernels import Coded, Integers, Parts, divide, encode, to_scale, transform
@@ -33,8 +34,8 @@ class Quantiser(abc.ABC):
     """Neighbouring slots that share one unit."""
 
     @abc.abstractmethod
-    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
-        """Codes of the numbers times the basis; S is a multiple of the granule and of 8."""
+    def encode(self, numbers: Numbers, basis: Basis = None, *, mesh: Mesh | None = None) -> Parts:
+        """Codes of the numbers times the basis; S is a multiple of the granule and of 8; `mesh` as in `Placement`."""
 
     def settle(self, size: int, device: jax.Device | None) -> "Quantiser":
         """The quantiser for vectors of `size` numbers on a device (None: no device at hand).
@@ -69,8 +70,9 @@ class Exact(Quantiser):
 
     dtype: str
 
-    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None, *, mesh: Mesh | None = None) -> Parts:
         """One array of floats."""
+        del mesh
         return (Coded(planes=(transformed(numbers, basis).astype(self.dtype),)),)
 
 
@@ -97,8 +99,9 @@ class Float8(Quantiser):
         is_old = capability.replace(".", "", 1).isdecimal() and float(capability) < 8.9
         return dataclasses.replace(self, dtype="float8_e5m2" if is_old else "float8_e4m3fn")
 
-    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None, *, mesh: Mesh | None = None) -> Parts:
         """The floats' bytes, and scales `B K S` where asked for."""
+        del mesh
         numbers, largest = transformed(numbers, basis), float(jnp.finfo(self.dtype).max)
         scale = None
         if self.scaled:
@@ -129,9 +132,9 @@ class Uniform(Integers, Quantiser):
         """Neighbouring slots that share one unit."""
         return self.token_group
 
-    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None, *, mesh: Mesh | None = None) -> Parts:
         """Codes with scales, and offsets where asymmetric."""
-        return (encode(numbers, self, basis=basis),)
+        return (encode(numbers, self, basis=basis, mesh=mesh),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +156,9 @@ class Split(Quantiser):
         """Neighbouring slots that share one unit."""
         return math.lcm(self.first.granule, self.second.granule)
 
-    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None, *, mesh: Mesh | None = None) -> Parts:
         """The parts of the first, then those of the second."""
         numbers = transformed(numbers, basis)
         width = numbers.shape[-1] // self.share
-        return self.first.encode(numbers[..., :width]) + self.second.encode(numbers[..., width:])
+        first = self.first.encode(numbers[..., :width], mesh=mesh)
+        return first + self.second.encode(numbers[..., width:], mesh=mesh)

@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from kvjax._kernels import Coded, Parts, pack, read_parts, to_scale
 from kvjax.stages.quantise import Basis, Numbers, Quantiser, transformed
@@ -38,10 +39,10 @@ class Sketch(Quantiser):
             return np.random.default_rng((self.seed, 1)).normal(size=(size, size)).astype(np.float32)
         return (dense_rotation(size, self.seed + (1 << 31)) * np.sqrt(size)).astype(np.float32)
 
-    def encode(self, numbers: Numbers, basis: Basis = None) -> Parts:
+    def encode(self, numbers: Numbers, basis: Basis = None, *, mesh: Mesh | None = None) -> Parts:
         """The parts of the levels, then the signs."""
         numbers = transformed(numbers, basis)
-        parts = () if self.levels is None else self.levels.encode(numbers)
+        parts = () if self.levels is None else self.levels.encode(numbers, mesh=mesh)
         rest = numbers - read_parts(parts) if parts else numbers
         size = numbers.shape[-1]
         signs = jnp.where(rest @ self.projection(size).T >= 0, 0, -1)  # codes 0 and -1 stand for +1 and -1

@@ -36,7 +36,7 @@ def come(body, state, *, first, kept, due=(True, True), unit=1, seed=0):
     """A round in which tokens `first`, `first` + 1, ... come."""
     keys, values = (jnp.asarray(normal(2, HEADS, NEW, 16, seed=seed + role)) for role in (0, 1))
     positions = jnp.broadcast_to(first + jnp.arange(NEW, dtype=jnp.int32), (2, NEW))
-    codes = encode(body, (keys, values), positions=positions)
+    codes = encode(body, (keys, values), positions=positions, placement=Placement())
     numbers = {"sum": jnp.asarray(normal(2, HEADS, NEW, seed=seed + 5))}
     arguments = {"positions": positions, "numbers": numbers, "kept": jnp.asarray(kept), "due": jnp.asarray(due)}
     body, state = jax.jit(absorb, static_argnames=("unit", "placement"))(
@@ -151,7 +151,7 @@ def test_a_prompt_fills_a_body_with_what_is_kept_of_it(pooled):
     scratch, body = body_of("int4", slots=32), body_of("int4", pooled=pooled)
     keys, values = jnp.asarray(normal(2, HEADS, 32, 16)), jnp.asarray(normal(2, HEADS, 32, 16, seed=1))
     positions = jnp.broadcast_to(4 + jnp.arange(32, dtype=jnp.int32), (2, 32))
-    codes = encode(scratch, (keys, values), positions=positions)
+    codes = encode(scratch, (keys, values), positions=positions, placement=Placement())
     scratch = dataclasses.replace(scratch, keys=codes[0], values=codes[1])
     kept = np.random.default_rng(0).random((2, HEADS, 32)) < 0.3
     numbers = {"sum": jnp.asarray(normal(2, HEADS, 32, seed=3))}

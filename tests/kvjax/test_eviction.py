@@ -33,7 +33,7 @@ def look(cache):
     after = moved.positions[:, -1:] + 1
     newest, _ = rounds._of_ring(layer, after + jnp.arange(8, dtype=jnp.int32)[None], due)
     row = Row(num_seen=cache.num_seen, num_pinned=cache.num_pinned)
-    return round_candidates(layer, moved, newest, row=row)
+    return round_candidates(layer, moved, newest, row=row, placement=cache.placement)
 
 
 def test_a_view_holds_every_token_once_with_its_own_key():

@@ -4,14 +4,7 @@ what the compiler for an H200 that is not there makes of it.
 
 import dataclasses
 import functools
-import glob
-import importlib.util
-import json
-import re
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +13,7 @@ import pytest
 
 from kernels_pallas.coded import Coded, Rotated, pack
 from kernels_pallas.decode_attention import Segment, reference, triton_gpu
-from tests.cuda import H200, h200_devices, needs_cuda, run
+from tests.cuda import compile_kernel, needs_cuda, resources
 from tests.kernels_pallas.decode_attention.running import assert_equal, finished
 
 CHIP = "NVIDIA H200"
@@ -411,39 +404,14 @@ def test_the_route_takes_every_operation(name):
     assert "__gpu$xla.gpu.triton" in function(*CASES[name].build()).mlir_module()
 
 
-def compile_case(name, folder):
-    """Compiles a case for an H200 and prints what came of it; in a process of its own, which XLA's flags are for."""
-    mesh = jax.sharding.Mesh(np.array(h200_devices()), ("x",))
-    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    jax.jit(attend, in_shardings=placed, out_shardings=placed).lower(*CASES[name].build()).compile()
-    (ptx,) = [path for path in glob.glob(f"{folder}/*.ptx") if ".entry decode_attention" in Path(path).read_text()]
-    (thunks,) = glob.glob(f"{folder}/*thunk_sequence.txt")
-    shared = re.search(r" decode_attention grid.*shared_memory: (\d+) bytes", Path(thunks).read_text())
-    command = [ptxas(), "-v", "-arch=sm_90a", "-o", f"{folder}/out.cubin", ptx]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers, spilled = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
-    print(json.dumps([int(found[1]) for found in (registers, spilled, shared)]))
-
-
-def ptxas():
-    """The assembler that came with the plugin, or another."""
-    folders = importlib.util.find_spec("nvidia").submodule_search_locations
-    found = [path for folder in folders for path in glob.glob(f"{folder}/*/bin/ptxas")]
-    return found[0] if found else shutil.which("ptxas")
-
-
 @needs_cuda
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_an_h200_takes_it_and_spills_next_to_nothing(name, tmp_path, record_property):
-    done = run([__file__, name, str(tmp_path)], dump=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    registers, spilled, shared = json.loads(done.stdout.splitlines()[-1])
-    text = f"{name:10} {registers:3} registers, {spilled:3} bytes spilled, {shared:6} bytes of shared memory"
-    record_property("print", text)
+    registers, spilled = resources(__file__, name, tmp_path, record_property)
     assert registers <= 255
     assert spilled <= (64 if name == "lloyd3" else 0)  # of 6,000 instructions a step
-    assert shared < H200["shared_memory_per_block_optin"]
 
 
 if __name__ == "__main__":
-    compile_case(*sys.argv[1:])
+    name, folder = sys.argv[1:]
+    compile_kernel(attend, CASES[name].build(), name="decode_attention", folder=folder)
