@@ -20,6 +20,8 @@ from kernels_pallas.encode import Integers, Table
 from kernels_pallas.encode import api as _encode
 from kernels_pallas.encode.api import encode
 from kernels_pallas.encode.reference import divide, to_scale, transform
+from kernels_pallas.score import StoredKeys, score
+from kernels_pallas.score import api as _score
 from kernels_pallas.select import api as _select
 from kernels_pallas.select.api import select
 from kernels_pallas.slots import api as _slots
@@ -33,6 +35,7 @@ __all__ = [
     "Parts",
     "Rotated",
     "Segment",
+    "StoredKeys",
     "Table",
     "alignment",
     "choose_attention",
@@ -47,6 +50,7 @@ __all__ = [
     "plane_bits",
     "put_slots",
     "read_parts",
+    "score",
     "select",
     "slice_parts",
     "take_slots",
@@ -58,5 +62,5 @@ __all__ = [
 
 def implementations() -> dict[str, str]:
     """Which implementation of each operation a run uses, attention apart, where it depends on the cache."""
-    operations = {"encode": _encode, "select": _select, "slots": _slots}
+    operations = {"encode": _encode, "score": _score, "select": _select, "slots": _slots}
     return {name: operation.chosen_implementation() for name, operation in operations.items()}

@@ -55,7 +55,7 @@ def fill(layer: LayerCache, prompt: PromptTokens, *, placement: Placement, score
         starts, everywhere = jnp.zeros_like(lengths), jnp.ones(lengths.shape, jnp.bool_)
         state = add_pages(state, old[0], starts=starts, due=everywhere)
         return dataclasses.replace(layer, body=_fill_body(body, old, positions=positions, **settings), state=state)
-    candidates = _candidates_of(layer, prompt)
+    candidates = _candidates_of(layer, prompt, placement)
     scores = state.selection.score(candidates.view) if scores is None else scores
     (kept,) = kept_units([candidates], [scores])
     batch = lengths.shape[0]
@@ -82,7 +82,8 @@ def settle(cache: KVCache) -> KVCache:
     scores: dict[int, jax.Array] = {}
     for index, layer in waiting.items():
         if layer.prompt.positions.shape[1] > layer.exact.num_slots:
-            scores[index] = layer.state.selection.score(_candidates_of(layer, layer.prompt).view)
+            candidates = _candidates_of(layer, layer.prompt, cache.placement)
+            scores[index] = layer.state.selection.score(candidates.view)
     scores = agree(scores, cache.layers)
     layers = list(cache.layers)
     for index, layer in waiting.items():
@@ -107,7 +108,7 @@ def _coded_tokens(
     return (keys, values), jnp.where(offsets < coded[:, None], sinks + offsets, axes.EMPTY)
 
 
-def _candidates_of(layer: LayerCache, prompt: PromptTokens) -> Candidates:
+def _candidates_of(layer: LayerCache, prompt: PromptTokens, placement: Placement) -> Candidates:
     """The candidates for the body of a layer that has not stored the prompt."""
     exact = layer.exact
     lengths = jnp.sum(prompt.positions >= 0, axis=1).astype(jnp.int32)
@@ -115,7 +116,8 @@ def _candidates_of(layer: LayerCache, prompt: PromptTokens) -> Candidates:
     num_coded = -(-most // exact.round_tokens) * exact.round_tokens
     _, positions = _coded_tokens(exact, prompt, _num_coded(exact, lengths), num_coded)
     pinned = lengths if layer.site.policy.prompt is not None else jnp.zeros_like(lengths)
-    return prompt_candidates(layer, prompt, positions, row=Row(num_seen=lengths, num_pinned=pinned))
+    row = Row(num_seen=lengths, num_pinned=pinned)
+    return prompt_candidates(layer, prompt, positions, row=row, placement=placement)
 
 
 def _fill_exact(layer: LayerCache, prompt: PromptTokens, *, coded: Int[Array, "B"], placement: Placement) -> LayerCache:

@@ -134,7 +134,7 @@ def _kept(cache: KVCache, layers: tuple[LayerCache, ...], moved: list[Moved]) ->
         after = tokens.positions[:, -1:] + 1
         window = after + jnp.arange(exact.ring_slots - exact.round_tokens, dtype=jnp.int32)[None]
         newest, _ = _of_ring(layer, window, everywhere)
-        candidates[index] = round_candidates(layer, tokens, newest, row=row)
+        candidates[index] = round_candidates(layer, tokens, newest, row=row, placement=cache.placement)
     scores = agree({index: layers[index].state.selection.score(one.view) for index, one in candidates.items()}, layers)
     kept = kept_units(list(candidates.values()), [scores[index] for index in candidates])
     by_layer = dict(zip(candidates, kept, strict=True))

@@ -229,26 +229,45 @@ def _kernel(live: jax.Ref, *refs: jax.Ref, plan: Plan, names: tuple[str, ...]) -
 
 
 def _score_head(step: Step, head: Any) -> None:
-    """The slots of one head."""
-    plan, parts = step.plan, keys_of(step, head)
-    chunk, group = chunk_of(plan), step.ref["score"].shape[2]
-    weights, mean = _of_head(step, "weights", head), _of_head(step, "mean", head)
-    backs = [
-        (_of_head(step, f"back{index}", head), _of_head(step, f"back{index}.sums", head)) for index in range(len(parts))
-    ]
-    for start in range(0, plan.slots, chunk):
-        total, keys = _of_head(step, "constant", head), mean
-        for (layout, part, own, rows, sums), (back, back_sums) in zip(parts, backs, strict=True):
-            codes = mosaic_parts.numbers(layout, part, own, head, start, chunk)
-            products, turned = _multiply(layout, rows, back, codes)
-            slots = slice(start, start + chunk)
-            total = _add(total, _first_term(layout, products, sums, own, slots))
-            if back is not None:
-                keys = _add(keys, _keys(layout, turned, back_sums, own, slots))
+    """The slots of one head; what comes first of one chunk hides behind what comes last of the one before."""
+    plan, chunk = step.plan, chunk_of(step.plan)
+    products = _Products(step, head)
+    weights, group = _of_head(step, "weights", head), step.ref["score"].shape[2]
+
+    def finish(start: int, total: Any, keys: Any) -> None:
         if weights is not None:
             total = total + _second_term(weights, keys)
         visible = step.visible(head, pl.ds(start, chunk))
         step.ref["score"][0, head, :, start : start + chunk] = jnp.where(visible, total, 0.0)[:group]
+
+    pending = None
+    for start in range(0, plan.slots, chunk):
+        found = start, *products.of(start, chunk)
+        if pending is not None:
+            finish(*pending)
+        pending = found
+    finish(*pending)
+
+
+class _Products:
+    """What the matrix unit makes of a head's codes."""
+
+    def __init__(self, step: Step, head: Any):
+        self._head, self._parts = head, keys_of(step, head)
+        self._constant, self._mean = _of_head(step, "constant", head), _of_head(step, "mean", head)
+        names = [f"back{index}" for index in range(len(self._parts))]
+        self._backs = [(_of_head(step, name, head), _of_head(step, f"{name}.sums", head)) for name in names]
+
+    def of(self, start: int, count: int) -> tuple[Float[Array, "Q S"], Any]:
+        """The first term, and the keys or None, of some slots."""
+        total, keys, slots = self._constant, self._mean, slice(start, start + count)
+        for (layout, part, own, rows, sums), (back, back_sums) in zip(self._parts, self._backs, strict=True):
+            codes = mosaic_parts.numbers(layout, part, own, self._head, start, count)
+            products, turned = _multiply(layout, rows, back, codes)
+            total = _add(total, _first_term(layout, products, sums, own, slots))
+            if back is not None:
+                keys = _add(keys, _keys(layout, turned, back_sums, own, slots))
+        return total, keys
 
 
 def chunk_of(plan: Plan) -> int:
