@@ -99,7 +99,23 @@ def choose(keys: StoredKeys, num_heads: int, *, implementation: str | None = Non
     Raises:
       ValueError: the implementation is unknown, or cannot serve the keys.
     """
-    reason = mosaic_tpu.unsupported(keys, num_heads, device_kind(mesh)) or unspread(mesh, implementation)
+    elsewhere = unspread(mesh, implementation)
+    return choose_for(keys, num_heads, device_kind(mesh), implementation=implementation, elsewhere=elsewhere)
+
+
+def choose_for(
+    keys: StoredKeys, num_heads: int, device: str, *, implementation: str | None = None, elsewhere: str | None = None
+) -> Choice:
+    """The same for a kind of device that may not be there, e.g. "TPU v6 lite".
+
+    Args:
+      keys: arrays, or their shapes.
+      num_heads: N.
+      device: the kind.
+      implementation: the only one that may, or None.
+      elsewhere: why kernels are out of the question wherever arrays lie, or None.
+    """
+    reason = mosaic_tpu.unsupported(keys, num_heads, device) or elsewhere
     return _dispatch.choose("score", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
 
 

@@ -99,9 +99,8 @@ class Case:
 
 
 CASES = (
-    *(Case(bits, group=group) for bits in (8, 4) for group in (4, 8)),
+    *(Case(4, group=group) for group in (4, 8)),
     Case(4, table=True),
-    Case(2),
     *(Case(16, group=group, rotated=False) for group in (4, 8)),
 )
-"""Rotated codes, as TurboQuant's, of 8, 4 and 2 bits; and what is evicted and not coded."""
+"""Rotated codes of 4 bits, as TurboQuant's; and what is evicted and not coded."""
