@@ -1,6 +1,6 @@
 """Scores on a TPU: codes go to the matrix unit once, and both terms come out of the same pass.
 
-    grid (B, k / heads a step, blocks of slots), in each step 256 slots of a head at a time
+    grid (B, k / heads a step, blocks of slots), in each step up to 1,024 slots of a head at a time
 
     [ rows ]                        products [Q S]          what the first term adds
     [  A   ]  x  codes   ->         keys     [D S]          slots on lanes, so that scales of tokens are rows
@@ -28,12 +28,13 @@ from kernels_pallas.decode_attention import mosaic_parts
 from kernels_pallas.decode_attention import mosaic_tpu as attention
 from kernels_pallas.decode_attention.mosaic_floats import Grid, Plan, inputs_of, scratch_of
 from kernels_pallas.decode_attention.mosaic_floats_body import Step, clean, for_heads, keys_of
-from kernels_pallas.decode_attention.mosaic_parts import CHUNK, Layout, OfHead, split
+from kernels_pallas.decode_attention.mosaic_parts import Layout, OfHead, split
 from kernels_pallas.decode_attention.reference import Segment, live_slots
 from kernels_pallas.score.reference import StoredKeys
 
 _LEAST_SLOTS = 256  # what an exact segment holds is read by XLA
-_MOST_NUMBERS = 256  # D: a step has the keys of 256 slots in fast memory
+_MOST_NUMBERS = 256  # D: a step has the keys of 1,024 slots in fast memory
+_CHUNKS = (1024, 512, 256)  # one goes through the matrix unit while the one before leaves it: the longer, the better
 _BANDS = 8  # halves begin at whole tiles of 8 numbers
 _NEVER = (1 << 31) - 2  # a position that all tokens come before
 
@@ -272,7 +273,7 @@ class _Products:
 
 def chunk_of(plan: Plan) -> int:
     """Slots that go through the matrix unit together."""
-    return CHUNK if plan.slots % CHUNK == 0 else plan.slots
+    return next((count for count in _CHUNKS if plan.slots % count == 0), plan.slots)
 
 
 def _of_head(step: Step, name: str, head: Any) -> Any:
