@@ -29,6 +29,7 @@ from typing import Any, Protocol, runtime_checkable
 from kernels_pallas._tpu import LIBTPU
 from kernels_pallas.decode_attention import cases as decode_attention
 from kernels_pallas.encode import cases as encode
+from kernels_pallas.score import cases as score
 from kernels_pallas.select import cases as select
 from kernels_pallas.slots import cases as slots
 
@@ -58,7 +59,7 @@ class Case(Protocol):
 
 
 CASES: dict[str, Case] = {
-    case.name: case for operation in (decode_attention, encode, select, slots) for case in operation.CASES
+    case.name: case for operation in (decode_attention, encode, score, select, slots) for case in operation.CASES
 }
 
 

@@ -19,6 +19,8 @@ from kernels_pallas.decode_attention import api as decode_attention
 from kernels_pallas.decode_attention.reference import Segment
 from kernels_pallas.encode import api as encode
 from kernels_pallas.encode.reference import Integers, Rule, Table
+from kernels_pallas.score import api as score
+from kernels_pallas.score.reference import StoredKeys
 from kernels_pallas.select import api as select
 from kernels_pallas.slots import api as slots
 
@@ -104,12 +106,12 @@ def _as_parts(made: Part | Parts) -> Parts:
     return made if isinstance(made, tuple) else (made,)
 
 
+def _turned(shape: tuple[int, ...]) -> Rotated:
+    return Rotated(parts=(_codes(4, shape),), basis=None, mean=None, frequencies=(0.0,) * (shape[3] // 2))
+
+
 def rows() -> tuple[Row, ...]:
     """The table, row by row."""
-
-    def turned(shape: tuple[int, ...]) -> Rotated:
-        return Rotated(parts=(_codes(4, shape),), basis=None, mean=None, frequencies=(0.0,) * (shape[3] // 2))
-
     kinds = [
         _attention("bfloat16", lambda shape: _floats("bfloat16", shape)),
         _attention("float32", lambda shape: _floats("float32", shape)),
@@ -131,7 +133,7 @@ def rows() -> tuple[Row, ...]:
         _attention(
             "keys bfloat16, values 4 bits", lambda shape: _floats("bfloat16", shape), lambda shape: _codes(4, shape)
         ),
-        _attention("keys from before RoPE", turned, lambda shape: _codes(4, shape)),
+        _attention("keys from before RoPE", _turned, lambda shape: _codes(4, shape)),
         _attention("a pool that heads share", lambda shape: _codes(4, shape), pool=True),
     ]
     shapes = [
@@ -160,6 +162,12 @@ def _others() -> tuple[Row, ...]:
     def encoding(what: str, rule: Rule, basis: Any = None) -> Row:
         return Row("encode", what, lambda device: encode.choose_for(numbers, rule, device, basis=basis))
 
+    def scoring(what: str, part: Part, basis: tuple[int, ...] | None = None) -> Row:
+        matrix = None if basis is None else jax.ShapeDtypeStruct(basis, jnp.float32)
+        positions = jax.ShapeDtypeStruct((1, 8, 4096), jnp.int32)
+        keys = StoredKeys(parts=(part,), positions=positions, num_kv_heads=8, basis=matrix)
+        return Row("score", what, lambda device: score.choose_for(keys, 32, device))
+
     def putting(what: str, part: Coded, unit: int = 1) -> Row:
         return Row("slots", what, lambda device: slots.choose_put_for((part,), 128, device, unit=unit))
 
@@ -172,6 +180,11 @@ def _others() -> tuple[Row, ...]:
         encoding("8 bits", Integers(bits=8, symmetric=True)),
         encoding("4 bits, rotated first", Table(levels=levels), jax.ShapeDtypeStruct((8, 128, 128), jnp.float32)),
         encoding("by channel of 32 tokens (KIVI)", Integers(bits=2, token_group=32)),
+        scoring("bfloat16", _floats("bfloat16", shape)),
+        scoring("4 bits, rotated", _codes(4, shape), (128, 128)),
+        scoring("4 bits, each head its own transform", _codes(4, shape), (8, 128, 128)),
+        scoring("keys by channel (KIVI)", _codes(2, shape, group=32, offset=True)),
+        scoring("keys from before RoPE", _turned(shape)),
         selecting(16_384),
         selecting(1_048_576),
         putting("single tokens put, 4 bits", _codes(4, shape)),

@@ -22,6 +22,8 @@ from kernels_pallas.encode import Integers, Table
 from kernels_pallas.encode import api as _encode
 from kernels_pallas.encode.api import encode
 from kernels_pallas.encode.reference import divide, to_scale, transform
+from kernels_pallas.score import StoredKeys, score
+from kernels_pallas.score import api as _score
 from kernels_pallas.select import api as _select
 from kernels_pallas.select.api import select
 from kernels_pallas.slots import api as _slots
@@ -35,6 +37,7 @@ __all__ = [
     "Parts",
     "Rotated",
     "Segment",
+    "StoredKeys",
     "Table",
     "alignment",
     "choose_attention",
@@ -49,6 +52,7 @@ __all__ = [
     "plane_bits",
     "put_slots",
     "read_parts",
+    "score",
     "select",
     "slice_parts",
     "take_slots",
@@ -60,5 +64,5 @@ __all__ = [
 
 def implementations(mesh: Mesh | None = None) -> dict[str, str]:
     """Which implementation of each operation a run uses on a mesh, attention apart, where it depends on the cache."""
-    operations = {"encode": _encode, "select": _select, "slots": _slots}
+    operations = {"encode": _encode, "score": _score, "select": _select, "slots": _slots}
     return {name: operation.chosen_implementation(mesh) for name, operation in operations.items()}

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from kvjax import axes
-from kvjax._kernels import Parts, Rotated, read_parts
+from kvjax._kernels import Parts, Rotated, StoredKeys, read_parts
 from kvjax.errors import UserError, check_choice
 from kvjax.registry import Registry
 from kvjax.rope import turns_at, unrotate
@@ -164,6 +164,38 @@ class Codec:
             numbers = backward(numbers, self.linear.matrix(arrays), heads=self.linear.heads)
         mean = _mean_of(arrays)
         return numbers if mean is None else numbers + mean[:, :, None]
+
+    def stored(
+        self, parts: Parts, *, positions: Int[Array, "B #K S"], owners: Int[Array, "B 1 S"] | None, arrays: Arrays
+    ) -> StoredKeys:
+        """Keys as they are stored, with all that it takes to read them.
+
+        Args:
+          parts: what `encode` gave, or those of a pool.
+          positions: of the slots.
+          owners: of a pool's slots, or None.
+          arrays: fitted and chosen ones.
+        """
+        basis, mean = None, None
+        if not self.before_rope:
+            basis, mean = self._basis(parts, arrays), _mean_of(arrays)
+        return StoredKeys(
+            parts=self.readable(parts, arrays),
+            positions=positions,
+            num_kv_heads=self.shape.num_kv_heads,
+            basis=basis,
+            mean=mean if mean is None or mean.shape[0] > 1 else mean[0],
+            owners=owners,
+        )
+
+    def _basis(self, parts: Parts, arrays: Arrays) -> jax.Array | None:
+        """What takes stored numbers back to vectors, transposed: `... D R`; None for nothing."""
+        stored = jnp.eye(sum(part.planes[0].shape[3] for part in parts), dtype=jnp.float32)
+        collapsed = self.quantiser.collapse(stored)
+        matrix = None if self.linear is None else jnp.asarray(self.linear.matrix(arrays), jnp.float32)
+        if collapsed is stored:
+            return matrix
+        return collapsed.T if matrix is None else jnp.matmul(matrix, collapsed.T, precision=jax.lax.Precision.HIGHEST)
 
     def readable(self, parts: Parts, arrays: Arrays) -> Parts:
         """The parts as attention reads them."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax import axes
-from kvjax._kernels import Parts, merge_heads, put_slots, take_slots
+from kvjax._kernels import Parts, StoredKeys, merge_heads, put_slots, take_slots
 from kvjax.cache import Body, place_heads
 from kvjax.evidence import Evidence
 from kvjax.model_shape import ModelShape
@@ -193,27 +193,26 @@ def _merge(array: jax.Array) -> jax.Array:
     return array.reshape(array.shape[0], 1, -1)
 
 
-def dense_body(
+def seen_body(
     body: Body, state: Evidence, shape: ModelShape
-) -> tuple[Float[Array, "B K S D"], Float[Array, "B K S D"], Int[Array, "B K S"], dict[str, jax.Array]]:
-    """Decoded keys and values, positions and evidence of a body as each head sees it: its own slots alone.
+) -> tuple[StoredKeys, Float[Array, "B K S D"], Int[Array, "B K S"], dict[str, jax.Array]]:
+    """Keys as they are stored, and decoded values, positions and evidence of a body as each head sees it.
 
-    Keys and values of empty slots are whatever lies there.
+    Each sees its own slots alone. Keys and values of empty slots are whatever lies there.
     """
     key_codec, value_codec = body.codecs
-    heads = shape.num_kv_heads
-    keys, values = body.keys, body.values
+    heads, values = shape.num_kv_heads, body.values
+    keys = key_codec.stored(body.keys, positions=body.positions, owners=body.owners, arrays=body.arrays(0))
     sizes = (body.positions.shape[0], heads, body.num_slots)
     positions = jnp.broadcast_to(body.positions, sizes)
     if body.owners is not None:
-        keys, values = _every_head(keys, heads), _every_head(values, heads)
+        values = _every_head(values, heads)
         own = body.owners == jnp.arange(heads, dtype=jnp.int32)[None, :, None]  # B K S
         positions = jnp.where(own, positions, axes.EMPTY)
-    decoded_keys = key_codec.decode(keys, positions=positions, arrays=body.arrays(0))
-    decoded_values = value_codec.decode(values, positions=positions, arrays=body.arrays(1))
+    decoded = value_codec.decode(values, positions=positions, arrays=body.arrays(1))
     held = positions >= 0
     numbers = {name: jnp.where(held, array, 0.0) for name, array in state.body.items()}
-    return decoded_keys, decoded_values, positions, numbers
+    return keys, decoded, positions, numbers
 
 
 def _every_head(parts: Parts, heads: int) -> Parts:

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from kvjax import axes
-from kvjax._kernels import select
+from kvjax._kernels import StoredKeys, select
 from kvjax.cache import LayerCache, PromptTokens
-from kvjax.compaction import dense_body, spread_heads
+from kvjax.compaction import seen_body, spread_heads
 from kvjax.evidence import last_queries
 from kvjax.policy import BodyPlan, Policy
 from kvjax.selection import View
@@ -104,7 +104,7 @@ def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row
       placement: where arrays live.
     """
     exact, state, shape = layer.exact, layer.state, layer.site.shape
-    keys, values, positions, numbers = dense_body(layer.body, state, shape)
+    stored, values, positions, numbers = seen_body(layer.body, state, shape)
     sinks = exact.num_sinks
 
     def spread(array: jax.Array) -> jax.Array:
@@ -122,10 +122,11 @@ def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row
     }
     # What lies in empty slots is masked where keys and values are joined, which copies them anyway.
     held = (positions >= 0)[..., None]
-    segments = tuple(array.astype(jnp.float32) for array in (exact.keys[:, :, :sinks], keys, moved.keys, newest.keys))
+    first = StoredKeys.of_array(exact.keys[:, :, :sinks], exact.positions[:, None, :sinks])
+    last = (StoredKeys.of_array(tokens.keys, tokens.positions[:, None]) for tokens in (moved, newest))
     return _candidates(
-        keys=join(segments[0], jnp.where(held, keys, 0.0), *segments[2:]),
-        key_segments=segments,
+        keys=join(exact.keys[:, :, :sinks], jnp.where(held, stored.read(), 0.0), moved.keys, newest.keys),
+        stored=(first, stored, *last),
         values=join(exact.values[:, :, :sinks], jnp.where(held, values, 0.0), moved.values, newest.values),
         positions=all_positions,
         numbers=gathered,
@@ -158,6 +159,7 @@ def prompt_candidates(
     held = (prompt.positions >= 0)[:, None, :, None]
     return _candidates(
         keys=jnp.where(held, prompt.keys, 0.0).astype(jnp.float32),
+        stored=(StoredKeys.of_array(prompt.keys, prompt.positions[:, None]),),
         values=jnp.where(held, prompt.values, 0.0).astype(jnp.float32),
         positions=spread_heads(prompt.positions, heads),
         numbers=prompt.numbers,
@@ -172,7 +174,7 @@ def prompt_candidates(
 def _candidates(
     *,
     keys: jax.Array,
-    key_segments: tuple[jax.Array, ...] | None = None,
+    stored: tuple[StoredKeys, ...],
     values: jax.Array,
     positions: jax.Array,
     numbers: dict[str, jax.Array],
@@ -204,7 +206,7 @@ def _candidates(
         queries, query_positions = last_queries(state)
     view = View(
         keys=keys,
-        key_segments=key_segments,
+        stored=stored,
         values=values,
         positions=positions,
         scorable=scorable,
@@ -216,7 +218,7 @@ def _candidates(
         moments=state.moments,
         arrays=state.arrays,
         shape=layer.site.shape,
-        mesh=placement.mesh,
+        placement=placement,
     )
     sizes = {"start": start, "count": count, "plan": plan, "policy": policy}
     return Candidates(view=view, protected=pinned, preferred=preferred, totals=totals, **sizes)

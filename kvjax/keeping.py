@@ -33,7 +33,7 @@ class _Request:
 def kept_units(candidates: list[Candidates], scores: list[jax.Array]) -> list[jax.Array]:
     """The units `B K units` that each layer keeps of its candidates, from scores `B K S` of its whole view."""
     requests = [_request(one, layer_scores) for one, layer_scores in zip(candidates, scores, strict=True)]
-    mesh = candidates[0].view.mesh if candidates else None
+    mesh = candidates[0].view.placement.mesh if candidates else None
     if not requests or not candidates[0].plan.pooled:
         return _select_all(requests, mesh)
     return _select_pooled(candidates, requests, mesh)

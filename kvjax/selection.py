@@ -4,9 +4,10 @@
                                                   (kvjax/eviction.py, the same for every selection)
 
 A selection is static and hashable, one file in `kvjax/selections/`. It looks at a `View`: keys, values and positions of
-all tokens that a layer holds, and at what it asked to be gathered while they passed: attention mass, the
-last queries, moments of queries. What it does not ask for is never computed, and what it does not look at is left out
-by the compiler. It never protects anything by a large score: sinks, window and pinned prompt are not its business.
+all tokens that a layer holds, decoded or as they are stored, and at what it asked to be gathered while they passed:
+attention mass, the last queries, moments of queries. What it does not ask for is never computed, and what it does not
+look at is left out by the compiler. It never protects anything by a large score: sinks, window and pinned prompt are
+not its business.
 """
 
 import dataclasses
@@ -16,11 +17,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
+from kvjax._kernels import StoredKeys
 from kvjax.model_shape import ModelShape
 from kvjax.registry import Registry
+from kvjax.sharding import Placement
 from kvjax.stages.facts import Arrays, LayerFacts
 
 SELECTIONS: Registry = Registry("selection", package="kvjax.selections")
@@ -50,9 +52,9 @@ Scores = Float[Array, "B K S"]
         "query_positions",
         "moments",
         "arrays",
-        "key_segments",
+        "stored",
     ),
-    meta_fields=("shape", "mesh"),
+    meta_fields=("shape", "placement"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
@@ -71,9 +73,9 @@ class View:
       moments: of queries before RoPE, `Moments`; None if not asked for.
       arrays: what the selection was fitted to.
       shape: of the model.
-      key_segments: the keys in pieces along S, as they lie in memory (sinks, body, ring), anything in empty slots; None
-        where they are one piece.
-      mesh: over which the arrays lie, as in `Placement` (static); None without one.
+      stored: the keys in pieces along S, as they lie in memory (sinks, body, ring), anything in empty slots; None where
+        `keys` is the one piece.
+      placement: where arrays live.
     """
 
     keys: Any
@@ -88,8 +90,8 @@ class View:
     moments: Any
     arrays: Arrays
     shape: ModelShape
-    key_segments: Any = None
-    mesh: Mesh | None = None
+    stored: Any = None
+    placement: Placement = Placement()
 
     @property
     def held(self) -> Bool[Array, "B K S"]:
@@ -101,13 +103,17 @@ class View:
         """G, query heads of a key/value head."""
         return self.shape.num_query_heads // self.shape.num_kv_heads
 
+    @property
+    def pieces(self) -> tuple[StoredKeys, ...]:
+        """The keys, piece by piece along S, for those that read them where they lie."""
+        return (StoredKeys.of_array(self.keys, self.positions),) if self.stored is None else self.stored
+
     def of_each_key(self, function: Callable[[Float[Array, "B K _ D"]], Array]) -> Float[Array, "B K ... S"]:
         """What a function makes of each key by itself: `B K s D` -> `B K ... s`, joined to `B K ... S`.
 
         Empty slots get 0. Keys are read where they lie; joined first, as `keys` has them, they would be copied.
         """
-        pieces = (self.keys,) if self.key_segments is None else self.key_segments
-        joined = jnp.concatenate([function(piece) for piece in pieces], axis=-1)
+        joined = jnp.concatenate([function(piece.read()) for piece in self.pieces], axis=-1)
         between = (1,) * (joined.ndim - self.held.ndim)
         return jnp.where(self.held.reshape(*self.held.shape[:2], *between, -1), joined, 0.0)
 

@@ -79,7 +79,7 @@ MAY_IMPORT = {
     "kvjax.stages": {"kvjax._kernels", "kvjax.errors", "kvjax.model_shape"},
     "kvjax.codec": FOUNDATION | {"kvjax._kernels", "kvjax.stages"},
     "kvjax.codecs": {"kvjax.codec", "kvjax.errors", "kvjax.folder", "kvjax.stages"},
-    "kvjax.selection": FOUNDATION | {"kvjax.stages"},
+    "kvjax.selection": FOUNDATION | {"kvjax._kernels", "kvjax.stages"},
     "kvjax.scoring": {"kvjax.errors", "kvjax.selection"},
     "kvjax.selections": {
         "kvjax._kernels",

@@ -134,14 +134,15 @@ def golden_view(golden, model, *, window=0, sinks=0, numbers=None, arrays=None):
 
 
 @jax.jit(static_argnums=(0, 1, 2), compiler_options=QUICK)
-def _call(selection, method, shape, fields, *more):
-    return getattr(selection, method)(View(shape=shape, **fields), *more)
+def _call(selection, method, facts, fields, *more):
+    return getattr(selection, method)(View(**dict(facts), **fields), *more)
 
 
 def call(selection, method, view, *more):
     """What a method of a selection makes of a view, compiled, as numpy arrays."""
-    fields = {field.name: getattr(view, field.name) for field in dataclasses.fields(view) if field.name != "shape"}
-    return jax.tree.map(np.asarray, _call(selection, method, view.shape, fields, *more))
+    fields = {field.name: getattr(view, field.name) for field in dataclasses.fields(view)}
+    facts = tuple((name, fields.pop(name)) for name in ("shape", "placement"))
+    return jax.tree.map(np.asarray, _call(selection, method, facts, fields, *more))
 
 
 def scores_of(selection, view):

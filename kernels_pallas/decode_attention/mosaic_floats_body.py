@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool
 
 from kernels_pallas._tpu import LANES, MASKED, ROWS
 from kernels_pallas.decode_attention import mosaic_parts
-from kernels_pallas.decode_attention.mosaic_parts import Refs
+from kernels_pallas.decode_attention.mosaic_parts import Layout, OfHead, Refs
 
 if TYPE_CHECKING:
     from kernels_pallas.decode_attention.mosaic_floats import Plan
@@ -164,20 +164,26 @@ def _add_block(step: Step, head: Any) -> None:
 
 def scores_of(step: Step, head: Any) -> jax.Array:
     """Scores of all rows and slots of a head in units of ln 2."""
-    plan, ref = step.plan, step.ref
-    parts = []
-    for index, layout in enumerate(plan.keys):
-        part = step.part(f"key{index}")
-        own = mosaic_parts.of_head(layout, part, head, step.seen(head) if layout.groups > 1 else None)
-        parts.append((layout, part, own, ref[f"key{index}.rows"][0, head], ref.get(f"key{index}.sums")))
+    plan, parts = step.plan, keys_of(step, head)
     chunks = []
     for start in range(0, plan.slots, plan.chunk):
         found = None
         for layout, part, own, rows, sums in parts:
             codes = mosaic_parts.numbers(layout, part, own, head, start, plan.chunk)
-            one = mosaic_parts.scores(layout, rows, None if sums is None else sums[0, head], own, codes, start)
+            one = mosaic_parts.scores(layout, rows, sums, own, codes, start)
             found = one if found is None else found + one
         chunks.append(found)
     scores = chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=1)
     scores = scores * plan.scale
-    return scores + ref["bias"][0, head] if plan.biased else scores
+    return scores + step.ref["bias"][0, head] if plan.biased else scores
+
+
+def keys_of(step: Step, head: Any) -> list[tuple[Layout, Refs, OfHead, jax.Array, Any]]:
+    """Of each part of a head's keys: layout, where it lies, its scales, the rows for it and their sums."""
+    parts = []
+    for index, layout in enumerate(step.plan.keys):
+        part, sums = step.part(f"key{index}"), step.ref.get(f"key{index}.sums")
+        own = mosaic_parts.of_head(layout, part, head, step.seen(head) if layout.groups > 1 else None)
+        rows = step.ref[f"key{index}.rows"][0, head]
+        parts.append((layout, part, own, rows, None if sums is None else sums[0, head]))
+    return parts

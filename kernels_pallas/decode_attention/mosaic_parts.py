@@ -166,15 +166,27 @@ def scores(
       codes: of some slots from `start` on, see `numbers`.
       start: in the block.
     """
-    exact = jax.lax.Precision.HIGHEST if codes.dtype == jnp.float32 else None
-    across = (((1,), (0 if layout.turned else 1,)), ((), ()))
-    products = jax.lax.dot_general(rows, codes, across, precision=exact, preferred_element_type=jnp.float32)
+    products = multiply(layout, rows, codes)
     if layout.plain:
         return products
-    count, total = rows.shape[0] // layout.copies, None
-    slots = slice(start, start + codes.shape[0])
-    for group in range(layout.copies // 2):
-        found = _both(products, group, count)
+    count = rows.shape[0] // layout.copies
+    by_group = [_both(products, group, count) for group in range(layout.copies // 2)]
+    return meet(layout, by_group, sums, own, slice(start, start + codes.shape[0]))
+
+
+def multiply(layout: Layout, rows: Float[Array, "_ R"], codes: Float[Array, "..."]) -> Float[Array, "_ S"]:
+    """Products of any rows with what `numbers` gives."""
+    exact = jax.lax.Precision.HIGHEST if codes.dtype == jnp.float32 else None
+    across = (((1,), (0 if layout.turned else 1,)), ((), ()))
+    return jax.lax.dot_general(rows, codes, across, precision=exact, preferred_element_type=jnp.float32)
+
+
+def meet(
+    layout: Layout, products: list[Float[Array, "Q S"]], sums: Any, own: OfHead, slots: slice
+) -> Float[Array, "Q S"]:
+    """Products with codes, of each group of channels, as products with the numbers that these stand for."""
+    total = None
+    for group, found in enumerate(products):
         if layout.groups:
             if layout.shift:
                 found = found + sums[group] * layout.shift

@@ -114,7 +114,7 @@ def walk(
       Unscaled output, maximum and sum of weights, as the reference's walk gives them.
     """
     function = functools.partial(_walk, scale=scale, device=device_kind(mesh), interpret=interpret)
-    return over_mesh(function, _owned(segment), query_positions, mesh)
+    return over_mesh(function, owned(segment), query_positions, mesh)
 
 
 def plan_for(segment: Segment, scale: float, device: str) -> mosaic_plan.Plan | mosaic_floats.Plan:
@@ -126,7 +126,7 @@ def plan_for(segment: Segment, scale: float, device: str) -> mosaic_plan.Plan | 
       device: the kind.
     """
     if not _by_integers(segment, device):
-        return _float_plan(segment, segment.values, scale, device)
+        return float_plan(segment, segment.values, scale, device)
     alone, wide = segment.queries.shape[1] == 1, not device.startswith(_NARROW)
     facts = _facts(segment)
     return mosaic_plan.plan_for(segment.keys[0], segment.values[0], one_position=alone, wide=wide, **facts)
@@ -139,7 +139,8 @@ def _facts(segment: Segment) -> dict[str, Any]:
     return {"rows": -(-rows // ROWS) * ROWS, "num_slots": slots, "biased": biased}
 
 
-def _float_plan(segment: Segment, values: Parts, scale: float, device: str) -> mosaic_floats.Plan:
+def float_plan(segment: Segment, values: Parts, scale: float, device: str) -> mosaic_floats.Plan:
+    """The plan of a kernel for the float matrix unit, of a segment's keys and of some values, or none."""
     shared, pooled = segment.positions.shape[1] == 1, segment.owners is not None
     short, facts = not device.startswith(_NARROW), _facts(segment)
     return mosaic_floats.plan_for(segment.keys, values, scale=scale, shared=shared, pooled=pooled, short=short, **facts)
@@ -151,14 +152,14 @@ def _walk(
     """What one device does."""
     keys, values, positions = segment.keys, segment.values, segment.positions
     plan = plan_for(segment, scale, device)
-    queries, given = _rows_of(segment, query_positions, scale, plan.rows)
+    queries, given = rows_of(segment, query_positions, scale, plan.rows)
     live = -(-live_slots(query_positions, positions) // plan.slots)
     given |= {"live": live, "interpret": interpret}
     if isinstance(plan, mosaic_plan.Plan):
         found = mosaic_codes.run(plan, queries, keys[0], values[0], scale=scale, **given)
     else:
         holes = _holes(query_positions, positions, plan.slots) if plan.cleared else _no_holes(live, plan)
-        given |= _pool_of(segment, query_positions, plan.rows)
+        given |= pool_of(segment, query_positions, plan.rows)
         found = mosaic_floats.run(plan, queries, keys, values, holes=holes, **given)
 
     def as_heads(array: jax.Array) -> jax.Array:
@@ -175,7 +176,7 @@ def _as_rows(array: jax.Array, stored: int, rows: int) -> jax.Array:
     return jnp.pad(found, [(0, 0), (0, 0), (0, rows - found.shape[2])] + [(0, 0)] * (found.ndim - 3))
 
 
-def _rows_of(
+def rows_of(
     segment: Segment, query_positions: Int[Array, "B T"], scale: float, rows: int
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Queries as rows of a stored head, and what else belongs to them and to slots."""
@@ -191,7 +192,7 @@ def _rows_of(
     }
 
 
-def _pool_of(segment: Segment, query_positions: Int[Array, "B T"], rows: int) -> dict[str, Any]:
+def pool_of(segment: Segment, query_positions: Int[Array, "B T"], rows: int) -> dict[str, Any]:
     """Whose slots and whose rows these are, where heads share a pool."""
     if segment.owners is None:
         return {"owners": None, "row_heads": None}
@@ -199,12 +200,12 @@ def _pool_of(segment: Segment, query_positions: Int[Array, "B T"], rows: int) ->
     return {"owners": segment.owners, "row_heads": jnp.arange(rows, dtype=jnp.int32) // of_head}
 
 
-def _owned(segment: Segment) -> Segment:
+def owned(segment: Segment) -> Segment:
     """A pool's slots that belong to no head are empty ones."""
     if segment.owners is None:
         return segment
-    owned = (segment.owners >= 0) & (segment.owners < segment.num_kv_heads)
-    return dataclasses.replace(segment, positions=jnp.where(owned, segment.positions, -1))
+    some = (segment.owners >= 0) & (segment.owners < segment.num_kv_heads)
+    return dataclasses.replace(segment, positions=jnp.where(some, segment.positions, -1))
 
 
 def mass_unsupported(segment: Segment) -> str | None:
@@ -237,7 +238,7 @@ def mass(
     function = functools.partial(_mass, scale=scale, kind=kind, device=device_kind(mesh), interpret=interpret)
     level = totals.maximum + jnp.log(totals.total)
     extra = jnp.where(totals.total > 0, level, 0.0), 1.0 / jnp.maximum(totals.seen, 1).astype(jnp.float32)
-    return over_mesh(function, _owned(segment), query_positions, mesh, *extra)
+    return over_mesh(function, owned(segment), query_positions, mesh, *extra)
 
 
 def _mass(
@@ -252,9 +253,9 @@ def _mass(
     interpret: Any,
 ) -> Float[Array, "B #K S"]:
     """What one device does."""
-    plan = _float_plan(segment, (), scale, device)
-    queries, given = _rows_of(segment, query_positions, scale, plan.rows)
-    given |= _pool_of(segment, query_positions, plan.rows)
+    plan = float_plan(segment, (), scale, device)
+    queries, given = rows_of(segment, query_positions, scale, plan.rows)
+    given |= pool_of(segment, query_positions, plan.rows)
     stored = segment.keys[0].num_heads
     return mosaic_mass.run(
         plan,

@@ -103,7 +103,7 @@ class CriticalKV(Selection):
         recency = jnp.where(view.scorable, view.positions, -1)
         budgets = jnp.floor(self.ratio * view.quotas.astype(jnp.float32)).astype(jnp.int32)
         none = jnp.zeros_like(view.scorable)
-        return select(base, protected=none, recency=recency, budgets=budgets, mesh=view.mesh)
+        return select(base, protected=none, recency=recency, budgets=budgets, mesh=view.placement.mesh)
 
 
 SELECTIONS.register("criticalkv", CriticalKV)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kvjax._kernels import read_parts
-from kvjax.compaction import absorb, dense_body, fill_kept, index_of, put_numbers, take_numbers
+from kvjax.compaction import absorb, fill_kept, index_of, put_numbers, seen_body, take_numbers
 from kvjax.empty import empty_body
 from kvjax.evidence import empty_evidence
 from kvjax.rounds import encode
@@ -134,10 +134,10 @@ def test_a_pool_gives_slots_of_one_head_to_another_and_each_head_sees_its_own():
     kept[:, 0, :2] = True  # head 0 keeps tokens 0 and 1, head 1 none of its own: the pool's slots 8 to 15
     kept[:, 1, SLOTS:] = True
     body, state, second, _ = come(body, state, first=8, kept=kept, seed=30)
-    _, _, positions, numbers = dense_body(body, state, SHAPE)
+    _, _, positions, numbers = seen_body(body, state, SHAPE)
     held = [sorted(head[head >= 0].tolist()) for head in np.asarray(positions)[0]]
     assert held == [[0, 1], list(range(8, 16))]
-    keys = np.asarray(dense_body(body, state, SHAPE)[0])
+    keys = np.asarray(seen_body(body, state, SHAPE)[0].read())
     for head, (source, offset) in enumerate(((first, 0), (second, 8))):
         for slot in np.flatnonzero(np.asarray(positions)[0, head] >= 0):
             token = int(positions[0, head, slot]) - offset
@@ -157,7 +157,8 @@ def test_a_prompt_fills_a_body_with_what_is_kept_of_it(pooled):
     numbers = {"sum": jnp.asarray(normal(2, HEADS, 32, seed=3))}
     arguments = {"positions": positions, "numbers": numbers, "kept": jnp.asarray(kept), "unit": 1}
     body, state = fill_kept(body, state_of(body), scratch, **arguments, placement=Placement())
-    found, _, where, sums = dense_body(body, state, SHAPE)
+    stored, _, where, sums = seen_body(body, state, SHAPE)
+    found = stored.read()
     whole = np.asarray(scratch.codecs[0].decode(scratch.keys, positions=positions[:, None], arrays=scratch.arrays(0)))
     for row, head in np.ndindex(2, HEADS):
         slots = np.flatnonzero(np.asarray(where)[row, head] >= 0)

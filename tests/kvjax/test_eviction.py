@@ -60,11 +60,11 @@ def test_keys_where_they_lie_are_those_of_the_view_whatever_empty_slots_hold():
     spoilt = tuple(part.map_tokens(lambda array, **_: jnp.where(empty, jnp.nan, array)) for part in layer.body.keys)
     layer = dataclasses.replace(layer, body=dataclasses.replace(layer.body, keys=spoilt))
     view = jax.jit(look)(dataclasses.replace(cache, layers=(layer, *cache.layers[1:]))).view
-    assert len(view.key_segments) == 4
+    assert len(view.stored) == 4
     sums = view.of_each_key(lambda keys: jnp.stack([keys.sum(axis=3), keys[..., 0]], axis=2))  # B K 2 s
     keys = np.asarray(view.keys)
     np.testing.assert_allclose(sums, np.stack([keys.sum(axis=3), keys[..., 0]], axis=2), rtol=0, atol=1e-5)
-    whole = dataclasses.replace(view, key_segments=None)
+    whole = dataclasses.replace(view, stored=None)
     np.testing.assert_allclose(whole.of_each_key(lambda keys: keys.sum(axis=3)), sums[:, :, 0], rtol=0, atol=1e-5)
 
 

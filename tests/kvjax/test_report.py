@@ -10,7 +10,7 @@ def test_every_report_says_where_it_comes_from():
     assert report["program"] == "kvjax.test"
     assert report["device"] == {"kind": "cpu", "platform": "cpu", "count": 8}
     assert report["versions"]["jax"]
-    assert report["implementations"] == dict.fromkeys(("encode", "select", "slots"), "reference")
+    assert report["implementations"] == dict.fromkeys(("encode", "score", "select", "slots"), "reference")
     assert commit() is None or len(commit()) >= 12
 
 

@@ -50,6 +50,6 @@ def test_the_program_continues_the_published_text(folder, capsys, tmp_path):
     assert record["cache_bytes"] == record["full_cache_bytes"] + 5 * 128 * 4
     reasons = "mosaic_tpu: it runs on TPUs, and this is cpu; triton_gpu: it runs on NVIDIA GPUs, and this is cpu"
     attention = {"exact": f"reference ({reasons})"}
-    others = dict.fromkeys(("encode", "select", "slots"), "reference")
+    others = dict.fromkeys(("encode", "score", "select", "slots"), "reference")
     assert record["implementations"] == {"decode_attention": attention, **others}
     assert "100 new tokens" in printed.err
