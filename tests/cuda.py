@@ -28,6 +28,9 @@ H200 = {
     "device_memory_size": 150_000_000_000,
 }
 
+LEAST_SHARED_MEMORY = 99 * 2**10
+"""Bytes that a program may have on every device since compute capability 8.0: 8.6, 8.9 and 12.0 have these."""
+
 
 def needs_cuda(test):
     """Marks a test that compiles for a GPU that is not there."""

@@ -1,6 +1,6 @@
 """Decode attention over one segment on an NVIDIA GPU: each stored head is read once, for all of its queries.
 
-    grid (blocks of query rows, B k, splits of the live slots); the splits' results are merged by XLA in float32
+    grid (blocks of query rows, B k, splits of the live slots); what splits find is put together (`triton_merge`)
 
     rows   Q = (N / k) T queries of a stored head      scores [S Q] = keys x rows,  output [R Q] = values x weights
            (slots and channels are the long side of a product, queries the short one, of which 8 are enough)
@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Int
 from kernels_pallas.coded import Coded, Parts
 from kernels_pallas.decode_attention.over_mesh import over_mesh
 from kernels_pallas.decode_attention.reference import Running, Segment
+from kernels_pallas.decode_attention.triton_merge import merge
 from kernels_pallas.decode_attention.triton_read import (
     LEAST,
     Field,
@@ -55,6 +56,8 @@ from kernels_pallas.decode_attention.triton_scores import (
     Rows,
     asked_of,
     field_of,
+    live_blocks,
+    power_of_2,
     product,
     rows_of,
     scores_of,
@@ -66,6 +69,7 @@ _FEWEST_ROWS = 8  # of queries in a product
 _MOST_ROWS = 256  # of a head; a prompt's chunks are read by XLA
 _MOST_GROUPS = 8  # of channels; each is code of its own
 _WARPS = 2112  # sixteen on each of 132 multiprocessors
+_FEW_BLOCKS = 8  # which one program goes through sooner than splits are put together
 _LIFT = 14  # float16 weights are up to 2**14, so that small ones are not lost
 
 
@@ -101,13 +105,15 @@ class Plan:
 def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Plan:
     """A plan for Q rows of queries and B k heads: it fills the device, and next to no register is spilled on Hopper.
 
+    Blocks take less shared memory than any device since compute capability 8.0 gives to a program, 99 KiB.
+
     Codes in words are worked on by many programs of one warp, which wait for nobody: on an H200 a fifth faster than
     half as many of two. Floats are waited for, whatever the plan.
     """
     parts, groups = (*keys, *values), (groups_of_all(keys), groups_of_all(values))
     fields, dtypes = max(map(num_fields, parts)), [part.planes[0].dtype for part in parts]
-    width = _power(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
-    query_rows, many = max(_power(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
+    width = power_of_2(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
+    query_rows, many = max(power_of_2(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
     if all(map(in_words, parts)):
         counts = (keys[0].num_slots, *(part.token_group for part in parts if part.token_group > 1))
         fields = max(fields, 1 if any(count % 2 for count in counts) else 2)  # scales of two tokens are 32 bits
@@ -122,23 +128,20 @@ def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Pl
         rows = 16 if jnp.float32 in dtypes else 32 if width > 2 else rows
         warps = 8 if jnp.float32 in dtypes or width > 2 or (single and width > 1) else min(warps, 8)
         stages = 3 if all(dtype == jnp.int8 for dtype in dtypes) else 2
+        stages = 1 if jnp.float32 in dtypes and width > 4 else stages  # of a multiprocessor's 99 KiB, they take 36
     blocks = -(-keys[0].num_slots // (fields * rows))
     programs = num_heads * -(-num_rows // query_rows)
     return Plan(
         fields=fields,
         rows=rows,
         query_rows=query_rows,
-        splits=max(min(_WARPS // max(warps, 2) // programs, blocks), 1),
+        splits=max(min(_WARPS // max(warps, 2) // programs, blocks), 1) if blocks > _FEW_BLOCKS else 1,
         key_groups=groups[0],
         value_groups=groups[1],
         lift=_LIFT if any(dtype_of(part) == jnp.float16 for part in values) else 0,
         num_warps=warps,
         num_stages=stages,
     )
-
-
-def _power(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 def unsupported(segment: Segment, device: str) -> str | None:
@@ -233,16 +236,16 @@ def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float,
         plan = dataclasses.replace(plan, owner_rows=count // segment.num_kv_heads)
     asked = asked_of(segment, query_positions, fields=plan.fields, heads=total)
     arrays = _Arrays(asked, tuple(in_fields(part, plan.fields) for part in values), tuple(map(table_of, values)))
-    output, maximum, sums = _call(arrays, scale=scale * math.log2(math.e), plan=plan, interpret=interpret)
-    # JAX's own kernel for decoding holds its maxima back like this: fused with what follows they came out invalid.
-    largest = jax.lax.optimization_barrier(jnp.max(maximum, axis=1))  # heads Q
-    decay = jnp.exp2(maximum - largest[:, None])  # heads splits Q
+    found = _call(arrays, scale=scale * math.log2(math.e), plan=plan, interpret=interpret)
+    if plan.splits > 1:
+        output, largest, sums = merge(*found, interpret=interpret)
+    else:
+        output, largest, sums = jnp.swapaxes(found[0][:, 0], 1, 2), found[1][:, 0], found[2][:, 0]
 
     def as_heads(array: jax.Array) -> jax.Array:
         return array[:, :count].reshape(batch, num_heads, num_tokens, *array.shape[2:])
 
-    output, sums = jnp.sum(output * decay[:, :, None], axis=1), jnp.sum(sums * decay, axis=1)
-    return as_heads(jnp.swapaxes(output, 1, 2)), as_heads(largest * math.log(2.0)), as_heads(sums)
+    return as_heads(output), as_heads(largest * math.log(2.0)), as_heads(sums)
 
 
 def _call(arrays: _Arrays, *, scale: float, plan: Plan, interpret: Any) -> tuple[jax.Array, ...]:
@@ -274,7 +277,7 @@ def _kernel(
 ) -> None:
     """One split of a head's slots, for some of its rows of queries."""
     split, size, slots = pl.program_id(2), plan.query_rows, plan.fields * plan.rows
-    blocks = jax.lax.div(arrays.asked.live[...] + (slots - 1), slots)
+    blocks = live_blocks(arrays.asked, slots)
     groups = [
         (part, group) for part, of_part in zip(arrays.values, plan.value_groups, strict=True) for group in of_part
     ]

@@ -30,6 +30,7 @@ from kernels_pallas.decode_attention.triton_scores import (
     as_rows,
     asked_of,
     field_of,
+    live_blocks,
     rows_of,
     scores_of,
     specs_of,
@@ -121,7 +122,7 @@ def _kernel(arrays: _Arrays, found: jax.Ref, *, rows: Any, plan: Plan, kind: str
     """Some blocks of a head's slots."""
     split, size = pl.program_id(1), plan.fields * plan.rows
     count, num_rows = arrays.asked.positions.shape[0], arrays.asked.queries.shape[0]
-    live = jax.lax.div(arrays.asked.live[...] + (size - 1), size)
+    live = live_blocks(arrays.asked, size)
     each = jax.lax.div(live + (plan.splits - 1), plan.splits)
     once = rows(arrays.asked, 0) if num_rows <= plan.query_rows else None
     weigh = functools.partial(_masses, arrays=arrays, plan=plan, kind=kind, interpret=interpret)

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.coded import Parts
-from kernels_pallas.decode_attention.reference import Segment, live_slots
+from kernels_pallas.decode_attention.reference import Segment
 from kernels_pallas.decode_attention.triton_read import (
     Field,
     Groups,
@@ -27,6 +27,8 @@ from kernels_pallas.decode_attention.triton_read import (
 _MASKED = -1e30
 _LEAST_UNIT = 1e-6  # of a row of queries
 _EXPONENT = 0x7F800000  # of a float32
+_FEW_SLOTS = 1024  # that a program looks through by itself
+_STRETCH, _FEWEST_STRETCHES = 256, 16  # of slots
 
 
 class Asked(NamedTuple):
@@ -39,7 +41,7 @@ class Asked(NamedTuple):
     tables: tuple[Any, ...]  # what codes of each part of the keys stand for, or None
     positions: Any  # B k I n, or B I n
     owners: Any  # B I n, or None
-    live: Any  # B, slots up to the last one that is seen
+    live: Any  # B k P, or B P: the largest is one past the last slot that is seen; None if positions are few
 
 
 def asked_of(segment: Segment, query_positions: Int[Array, "B T"], *, fields: int, heads: int) -> Asked:
@@ -60,7 +62,7 @@ def asked_of(segment: Segment, query_positions: Int[Array, "B T"], *, fields: in
         tables=tuple(map(table_of, keys)),
         positions=_of_fields(segment.positions, fields),
         owners=None if segment.owners is None else _of_fields(segment.owners, fields),
-        live=live_slots(query_positions, segment.positions),
+        live=_live_of(query_positions, segment.positions),
     )
 
 
@@ -72,6 +74,46 @@ def as_rows(array: Float[Array, "B N T ..."], heads: int) -> Float[Array, "heads
 def _of_fields(array: Int[Array, "B K S"], fields: int) -> Int[Array, "heads rows _"]:
     """With one axis of heads, and fields."""
     return array.reshape(-1, array.shape[2] // fields, fields)
+
+
+def _live_of(query_positions: Int[Array, "B T"], positions: Int[Array, "B K S"]) -> Int[Array, "heads _"] | None:
+    """One past the last slot that is seen in each of P stretches of a head's slots.
+
+    XLA takes two kernels for one number, one for these, and none for positions that a program looks at by itself.
+    """
+    count = positions.shape[2]
+    if count <= _FEW_SLOTS:
+        return None
+    stretches = min(max(power_of_2(count // _STRETCH), _FEWEST_STRETCHES), _FEW_SLOTS)
+    newest = jnp.max(query_positions, axis=1)[:, None, None]
+    slots = jnp.arange(count, dtype=jnp.int32)[None, None, :]
+    live = jnp.where((positions >= 0) & (positions <= newest), slots + 1, 0).reshape(-1, count)
+    live = jnp.pad(live, ((0, 0), (0, -count % stretches)))
+    return jnp.max(live.reshape(live.shape[0], stretches, -1), axis=2)
+
+
+def power_of_2(number: int) -> int:
+    """The least that is no less."""
+    return 1 << (number - 1).bit_length()
+
+
+def live_blocks(asked: Asked, size: int) -> Int[Array, ""]:
+    """Blocks of so many slots up to the last slot of a head that any query sees."""
+    if asked.live is not None:
+        live = jnp.max(asked.live[...])
+    else:
+        rows, fields = asked.positions.shape
+        index = jnp.arange(power_of_2(rows * fields), dtype=jnp.int32)
+        row, field = jax.lax.div(index, jnp.full_like(index, fields)), jax.lax.rem(index, jnp.full_like(index, fields))
+        found = asked.positions[jnp.minimum(row, rows - 1), field]
+        newest = jnp.max(_all_of(asked.query_positions))
+        live = jnp.max(jnp.where((found >= 0) & (found <= newest) & (row < rows), index + 1, 0))
+    return jax.lax.div(live + (size - 1), size)
+
+
+def _all_of(ref: jax.Ref) -> Int[Array, "_"]:
+    """An array of any length, its last number repeated up to a power of 2, as tiles want it."""
+    return ref[jnp.minimum(jnp.arange(power_of_2(ref.shape[0]), dtype=jnp.int32), ref.shape[0] - 1)]
 
 
 def specs_of(arrays: Any, heads: int, *, axis: int) -> Any:

@@ -173,7 +173,7 @@ CASES = {
 }
 
 
-KERNELS = {"decode_attention": attend, "attention_mass": weigh}
+KERNELS = {"decode_attention": attend, "merge_attention": attend, "attention_mass": weigh}
 """Name on the device -> a function that runs it."""
 
 
@@ -191,6 +191,7 @@ def compile_case(kernel, name, folder):
     shared = re.search(rf" {kernel} grid.*shared_memory: (\d+) bytes", Path(thunks).read_text())
     command = [ptxas(), "-v", "-arch=sm_90a", "-o", f"{folder}/out.cubin", ptx]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    (said,) = [text for text in said.split("Compiling entry function") if text.startswith(f" '{kernel}")]
     registers, spilled = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
     print(json.dumps([int(found[1]) for found in (registers, spilled, shared)]))
 
