@@ -87,8 +87,9 @@ def _attention(
     group: int = 4,
     tokens: int = 1,
     pool: bool = False,
+    mass: bool = False,
 ) -> Row:
-    """Attention of some tokens over 4,096 slots of one kind."""
+    """Attention of some tokens over 4,096 slots of one kind, or its masses."""
     slots, stored = 4096, 1 if pool else heads
     positions = jax.ShapeDtypeStruct((1, 1, slots), jnp.int32)
     segment = Segment(
@@ -99,7 +100,7 @@ def _attention(
         owners=positions if pool else None,
         num_kv_heads=heads,
     )
-    return Row("decode_attention", what, lambda device: decode_attention.choose_for(segment, device))
+    return Row("decode_attention", what, lambda device: decode_attention.choose_for(segment, device, mass=mass))
 
 
 def _as_parts(made: Part | Parts) -> Parts:
@@ -151,6 +152,8 @@ def rows() -> tuple[Row, ...]:
         ),
         _attention("4 bits, 16 tokens", lambda shape: _codes(4, shape), tokens=16),
         _attention("4 bits, 64 tokens", lambda shape: _codes(4, shape), tokens=64),
+        _attention("attention mass, bfloat16", lambda shape: _floats("bfloat16", shape), mass=True),
+        _attention("attention mass, 4 bits", lambda shape: _codes(4, shape), mass=True),
     ]
     return (*kinds, *shapes, *_others())
 

@@ -165,11 +165,14 @@ def append(
         # Index arrays around a slice put their axes first: the updates are `B T K D`, as activations are.
         return placement.constrain(cached.at[rows, :, slots].set(new, mode="drop"), KEY_AXES)
 
+    # Compared and chosen: one kernel on a GPU, where a scatter has kernels of its own to read, to choose and to write.
+    here = slots[:, :, None] == jnp.arange(segment.num_slots, dtype=jnp.int32)[None, None, :]  # B T S
+    new = jnp.max(jnp.where(here, positions[:, :, None], axes.EMPTY), axis=1)
     return dataclasses.replace(
         segment,
         keys=write(segment.keys, keys),
         values=write(segment.values, values),
-        positions=segment.positions.at[rows, slots].set(positions, mode="drop"),
+        positions=jnp.where(new >= 0, new, segment.positions),
     )
 
 

@@ -31,6 +31,11 @@ class Placement:
 
     mesh: Mesh | None = None
 
+    @property
+    def device_kind(self) -> str:
+        """Kind of the devices, e.g. "NVIDIA H200"; without a mesh, of the one that JAX runs on."""
+        return (jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]).device_kind
+
     def spec(self, axes: str, shape: tuple[int, ...]) -> PartitionSpec:
         """The partition of an array, e.g. `spec("B T M", (8, 1, 4096))`."""
         letters = axes.split()

@@ -65,6 +65,7 @@ class Projection(nnx.Module):
         self.kernel = build.parameter(axis_names, shape)
         self.bias = build.parameter(outgoing, shape[num_inputs:]) if bias else None
         self.num_inputs = num_inputs
+        self.placement = build.placement
 
     def __call__(self, inputs: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
         """Maps the axes after `B T`."""
@@ -72,7 +73,12 @@ class Projection(nnx.Module):
         out_shape = kernel.shape[self.num_inputs :]
         # One product of matrices: XLA's CPU backend takes twice as long for the gradient of the unflattened one.
         rows = inputs.reshape(-1, math.prod(kernel.shape[: self.num_inputs]))
-        outputs = (rows @ kernel.reshape(rows.shape[1], -1)).reshape(*inputs.shape[:2], *out_shape)
+        count = rows.shape[0]
+        if count == 1 and self.placement.device_kind.startswith("NVIDIA"):
+            # A vector times a matrix of up to 2,048 columns XLA writes out, product by product, before it adds them up;
+            # with a second row it even makes one product of those that share their rows.
+            rows = jnp.broadcast_to(rows, (2, rows.shape[1]))
+        outputs = (rows @ kernel.reshape(rows.shape[1], -1))[:count].reshape(*inputs.shape[:2], *out_shape)
         return outputs if self.bias is None else outputs + self.bias[...][None, None]
 
 

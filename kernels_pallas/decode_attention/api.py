@@ -1,6 +1,8 @@
 """The public function of the operation, and the choice of its implementation."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -8,10 +10,33 @@ from jaxtyping import Array, Int
 
 from kernels_pallas import _dispatch
 from kernels_pallas._dispatch import Choice, device_kind, unspread
-from kernels_pallas.decode_attention import mosaic_tpu, reference, triton_gpu
-from kernels_pallas.decode_attention.reference import MASSES, Attended, Segment
+from kernels_pallas.decode_attention import mosaic_tpu, reference, triton_gpu, triton_mass
+from kernels_pallas.decode_attention.reference import MASSES, Attended, Running, Segment
 
-IMPLEMENTATIONS = ("mosaic_tpu", "triton_gpu", "reference")
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """What runs on a kind of device.
+
+    Attributes:
+      unsupported: why attention over a segment cannot be served on a device; None if it can.
+      walk: attention over a segment, see `reference.walk`.
+      mass: of a segment that is served, see `reference.mass_of`.
+      mass_unsupported: why this is left to the reference; None if it is not.
+    """
+
+    unsupported: Callable[[Segment, str], str | None]
+    walk: Callable[..., Running]
+    mass: Callable[..., jax.Array]
+    mass_unsupported: Callable[[Segment], str | None]
+
+
+_KERNELS = {
+    "mosaic_tpu": _Kernel(mosaic_tpu.unsupported, mosaic_tpu.walk, mosaic_tpu.mass, mosaic_tpu.mass_unsupported),
+    "triton_gpu": _Kernel(triton_gpu.unsupported, triton_gpu.walk, triton_mass.mass, lambda _: None),
+}
+
+IMPLEMENTATIONS = (*_KERNELS, "reference")
 """Best first."""
 
 
@@ -49,30 +74,26 @@ def decode_attention(
     """
     if mass not in (None, *MASSES):
         raise ValueError(f"decode_attention gives no mass '{mass}': ask for one of {', '.join(MASSES)}.")
-    chosen = [choose(segment, implementation=implementation, mesh=mesh).name for segment in segments]
-    known = {
-        "mosaic_tpu": functools.partial(mosaic_tpu.walk, mesh=mesh),
-        "triton_gpu": functools.partial(triton_gpu.walk, mesh=mesh),
-        "reference": reference.walk,
-    }
-    walks = tuple(known[name] for name in chosen)
-    by_kernel = [
-        name == "mosaic_tpu" and mosaic_tpu.mass_unsupported(segment) is None
-        for name, segment in zip(chosen, segments, strict=True)
-    ]
-    of_kernel = functools.partial(mosaic_tpu.mass, mesh=mesh)
-    masses = tuple(of_kernel if kernel else reference.mass_of for kernel in by_kernel)
+    given = {"implementation": implementation, "mesh": mesh}
+    known = {"reference": (reference.walk, reference.mass_of)}
+    for name, kernel in _KERNELS.items():
+        known[name] = functools.partial(kernel.walk, mesh=mesh), functools.partial(kernel.mass, mesh=mesh)
+    walks = tuple(known[choose(segment, **given).name][0] for segment in segments)
+    masses = tuple(known[choose(segment, mass=True, **given).name][1] for segment in segments)
     with jax.named_scope("decode_attention"):
         return reference.decode_attention(
             segments, query_positions=query_positions, scale=scale, mass=mass, walks=walks, masses=masses
         )
 
 
-def choose(segment: Segment, *, implementation: str | None = None, mesh: Mesh | None = None) -> Choice:
-    """What runs a segment: a question of shapes, dtypes and devices alone.
+def choose(
+    segment: Segment, *, mass: bool = False, implementation: str | None = None, mesh: Mesh | None = None
+) -> Choice:
+    """What attends to a segment, or finds the masses of its slots: a question of shapes, dtypes and devices alone.
 
     Args:
       segment: arrays, or their shapes.
+      mass: whether masses are meant; they are found by what attends to the segment, or else by the reference.
       implementation: the only one that may, or None.
       mesh: as for `decode_attention`.
 
@@ -80,23 +101,29 @@ def choose(segment: Segment, *, implementation: str | None = None, mesh: Mesh | 
       ValueError: the implementation is unknown, or cannot serve the segment.
     """
     spread = unspread(mesh, implementation)
-    return choose_for(segment, device_kind(mesh), implementation=implementation, spread=spread)
+    return choose_for(segment, device_kind(mesh), mass=mass, implementation=implementation, spread=spread)
 
 
 def choose_for(
-    segment: Segment, device: str, *, implementation: str | None = None, spread: str | None = None
+    segment: Segment,
+    device: str,
+    *,
+    mass: bool = False,
+    implementation: str | None = None,
+    spread: str | None = None,
 ) -> Choice:
     """The same for a kind of device that may not be there, e.g. "TPU v6 lite".
 
     Args:
       segment: arrays, or their shapes.
       device: the kind.
+      mass: as for `choose`.
       implementation: the only one that may, or None.
       spread: why kernels are out of the question wherever arrays lie, or None.
     """
-    unsupported = {
-        "mosaic_tpu": mosaic_tpu.unsupported(segment, device) or spread,
-        "triton_gpu": triton_gpu.unsupported(segment, device) or spread,
-        "reference": None,
-    }
-    return _dispatch.choose("decode_attention", unsupported, implementation=implementation)
+    unsupported = {name: kernel.unsupported(segment, device) or spread for name, kernel in _KERNELS.items()}
+    chosen = _dispatch.choose("decode_attention", {**unsupported, "reference": None}, implementation=implementation)
+    if not mass or chosen.name not in _KERNELS:
+        return chosen
+    of_mass = {chosen.name: _KERNELS[chosen.name].mass_unsupported(segment), "reference": None}
+    return _dispatch.choose("attention mass", of_mass)

@@ -1,6 +1,6 @@
 """Decode attention over one segment on an NVIDIA GPU: each stored head is read once, for all of its queries.
 
-    grid (blocks of query rows, B k, splits of the live slots); the splits' results are merged by XLA in float32
+    grid (blocks of query rows, B k, splits of the live slots); what splits find is put together (`triton_merge`)
 
     rows   Q = (N / k) T queries of a stored head      scores [S Q] = keys x rows,  output [R Q] = values x weights
            (slots and channels are the long side of a product, queries the short one, of which 8 are enough)
@@ -32,35 +32,44 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas.coded import Coded, Parts
 from kernels_pallas.decode_attention.over_mesh import over_mesh
-from kernels_pallas.decode_attention.reference import Running, Segment, live_slots
+from kernels_pallas.decode_attention.reference import Running, Segment
+from kernels_pallas.decode_attention.triton_merge import merge
 from kernels_pallas.decode_attention.triton_read import (
     LEAST,
     Field,
     Groups,
     Reader,
     Slots,
-    channels,
     dtype_of,
     groups_of_all,
     has,
     in_fields,
     in_words,
-    load,
     num_fields,
     num_groups,
     scaled,
     table_of,
     unit_of,
 )
+from kernels_pallas.decode_attention.triton_scores import (
+    Asked,
+    Rows,
+    asked_of,
+    field_of,
+    live_blocks,
+    power_of_2,
+    product,
+    rows_of,
+    scores_of,
+    specs_of,
+)
 
-_MASKED = -1e30
-_LEAST_UNIT = 1e-6  # of a row of queries
-_EXPONENT = 0x7F800000  # of a float32
 _NOTHING = -1e15  # the maximum of no slot: above what is masked in any unit, so that its weights are 0
 _FEWEST_ROWS = 8  # of queries in a product
 _MOST_ROWS = 256  # of a head; a prompt's chunks are read by XLA
 _MOST_GROUPS = 8  # of channels; each is code of its own
 _WARPS = 2112  # sixteen on each of 132 multiprocessors
+_FEW_BLOCKS = 8  # which one program goes through sooner than splits are put together
 _LIFT = 14  # float16 weights are up to 2**14, so that small ones are not lost
 
 
@@ -96,13 +105,15 @@ class Plan:
 def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Plan:
     """A plan for Q rows of queries and B k heads: it fills the device, and next to no register is spilled on Hopper.
 
+    Blocks take less shared memory than any device since compute capability 8.0 gives to a program, 99 KiB.
+
     Codes in words are worked on by many programs of one warp, which wait for nobody: on an H200 a fifth faster than
     half as many of two. Floats are waited for, whatever the plan.
     """
     parts, groups = (*keys, *values), (groups_of_all(keys), groups_of_all(values))
     fields, dtypes = max(map(num_fields, parts)), [part.planes[0].dtype for part in parts]
-    width = _power(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
-    query_rows, many = max(_power(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
+    width = power_of_2(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
+    query_rows, many = max(power_of_2(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
     if all(map(in_words, parts)):
         counts = (keys[0].num_slots, *(part.token_group for part in parts if part.token_group > 1))
         fields = max(fields, 1 if any(count % 2 for count in counts) else 2)  # scales of two tokens are 32 bits
@@ -117,23 +128,20 @@ def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Pl
         rows = 16 if jnp.float32 in dtypes else 32 if width > 2 else rows
         warps = 8 if jnp.float32 in dtypes or width > 2 or (single and width > 1) else min(warps, 8)
         stages = 3 if all(dtype == jnp.int8 for dtype in dtypes) else 2
+        stages = 1 if jnp.float32 in dtypes and width > 4 else stages  # of a multiprocessor's 99 KiB, they take 36
     blocks = -(-keys[0].num_slots // (fields * rows))
     programs = num_heads * -(-num_rows // query_rows)
     return Plan(
         fields=fields,
         rows=rows,
         query_rows=query_rows,
-        splits=max(min(_WARPS // max(warps, 2) // programs, blocks), 1),
+        splits=max(min(_WARPS // max(warps, 2) // programs, blocks), 1) if blocks > _FEW_BLOCKS else 1,
         key_groups=groups[0],
         value_groups=groups[1],
         lift=_LIFT if any(dtype_of(part) == jnp.float16 for part in values) else 0,
         num_warps=warps,
         num_stages=stages,
     )
-
-
-def _power(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 def unsupported(segment: Segment, device: str) -> str | None:
@@ -211,91 +219,51 @@ def walk(
 
 
 class _Arrays(NamedTuple):
-    """What the kernel reads; heads are B k of them, slots I fields of n, numbers in the order of `channels`."""
+    """What the kernel reads; heads are B k of them."""
 
-    queries: Any  # heads Q R
-    bias: Any  # heads Q, or None
-    query_positions: Any  # B T; row q is of token q mod T
-    keys: Parts  # see `in_fields`
-    values: Parts
-    positions: Any  # heads I n, or B I n
-    owners: Any  # heads I n, or None
-    live: Any  # B, slots up to the last one that is seen
-    tables: tuple[tuple[Any, ...], ...]  # what codes of each part of keys and values stand for, or None
+    asked: Asked
+    values: Parts  # see `in_fields`
+    tables: tuple[Any, ...]  # what codes of each part of the values stand for, or None
 
 
 def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float, interpret: Any) -> Running:
     """`walk` on what one device holds."""
-    queries, keys, values, bias = segment.queries, segment.keys, segment.values, segment.bias
-    positions = segment.positions
-    batch, num_tokens, num_heads, stored = *queries.shape[:3], keys[0].num_heads
-    total, count = batch * stored, num_heads // stored * num_tokens
-    plan = plan_for(keys, values, num_rows=count, num_heads=total)
+    batch, num_tokens, num_heads = segment.queries.shape[:3]
+    total, values = batch * segment.keys[0].num_heads, segment.values
+    count = batch * num_heads * num_tokens // total
+    plan = plan_for(segment.keys, values, num_rows=count, num_heads=total)
     if segment.owners is not None:
         plan = dataclasses.replace(plan, owner_rows=count // segment.num_kv_heads)
-
-    def as_rows(array: jax.Array) -> jax.Array:
-        return jnp.swapaxes(array, 1, 2).reshape(total, count, *array.shape[3:])
-
-    arrays = _Arrays(
-        _reordered(as_rows(queries), channels(plan.key_groups)),
-        None if bias is None else as_rows(bias),
-        query_positions,
-        tuple(in_fields(part, plan.fields) for part in keys),
-        tuple(in_fields(part, plan.fields) for part in values),
-        _of_fields(positions, plan.fields),
-        None if segment.owners is None else _of_fields(segment.owners, plan.fields),
-        live_slots(query_positions, positions),
-        tuple(tuple(map(table_of, parts)) for parts in (keys, values)),
-    )
-    output, maximum, sums = _call(arrays, scale=scale * math.log2(math.e), plan=plan, interpret=interpret)
-    # JAX's own kernel for decoding holds its maxima back like this: fused with what follows they came out invalid.
-    largest = jax.lax.optimization_barrier(jnp.max(maximum, axis=1))  # heads Q
-    decay = jnp.exp2(maximum - largest[:, None])  # heads splits Q
+    asked = asked_of(segment, query_positions, fields=plan.fields, heads=total)
+    arrays = _Arrays(asked, tuple(in_fields(part, plan.fields) for part in values), tuple(map(table_of, values)))
+    found = _call(arrays, scale=scale * math.log2(math.e), plan=plan, interpret=interpret)
+    if plan.splits > 1:
+        output, largest, sums = merge(*found, interpret=interpret)
+    else:
+        output, largest, sums = jnp.swapaxes(found[0][:, 0], 1, 2), found[1][:, 0], found[2][:, 0]
 
     def as_heads(array: jax.Array) -> jax.Array:
         return array[:, :count].reshape(batch, num_heads, num_tokens, *array.shape[2:])
 
-    output, sums = jnp.sum(output * decay[:, :, None], axis=1), jnp.sum(sums * decay, axis=1)
-    order = channels(plan.value_groups)
-    output = _reordered(jnp.swapaxes(output, 1, 2), sorted(range(len(order)), key=order.__getitem__))
     return as_heads(output), as_heads(largest * math.log(2.0)), as_heads(sums)
-
-
-def _of_fields(array: Int[Array, "B K S"], fields: int) -> Int[Array, "heads rows _"]:
-    """With one axis of heads, and fields."""
-    return array.reshape(-1, array.shape[2] // fields, fields)
-
-
-def _reordered(array: Float[Array, "heads Q R"], order: list[int]) -> Float[Array, "heads Q R"]:
-    """Numbers in another order."""
-    return array if order == sorted(order) else array[..., jnp.asarray(order)]
 
 
 def _call(arrays: _Arrays, *, scale: float, plan: Plan, interpret: Any) -> tuple[jax.Array, ...]:
     """Output `heads splits R Q`, maximum and sum of weights `heads splits Q`; Q in whole blocks."""
-    heads, num_rows = arrays.queries.shape[:2]
-    stored, blocks = heads // arrays.live.shape[0], -(-num_rows // plan.query_rows)
-
-    def of_head(array: jax.Array) -> pl.BlockSpec:
-        """What all programs of a head see of an array `heads ...`, or `B ...` where heads share it."""
-        own, rest = array.shape[0] == heads, (0,) * (array.ndim - 1)
-        return pl.BlockSpec(
-            (None, *array.shape[1:]), lambda block, head, split: (head if own else jax.lax.div(head, stored), *rest)
-        )
+    heads, num_rows = arrays.asked.queries.shape[:2]
+    blocks = -(-num_rows // plan.query_rows)
 
     def of_split(*sizes: int) -> pl.BlockSpec:
         size, rest = (None, None, *sizes, plan.query_rows), (0,) * len(sizes)
         return pl.BlockSpec(size, lambda block, head, split: (head, split, *rest, block))
 
-    specs = jax.tree.map(of_head, arrays._replace(tables=None))
-    whole = jax.tree.map(lambda table: pl.BlockSpec(table.shape, lambda *_: (0,)), arrays.tables)
-    width, shape = len(channels(plan.value_groups)), (heads, plan.splits)
+    width = sum(piece.size for part in plan.value_groups for group in part for piece in group)
+    shape = heads, plan.splits
     sizes = [(*shape, *rest, blocks * plan.query_rows) for rest in ((width,), (), ())]
     return pl.pallas_call(
         functools.partial(_kernel, scale=scale, plan=plan, interpret=bool(interpret)),
         grid=(blocks, heads, plan.splits),  # programs that share slots beside each other
-        in_specs=[specs._replace(tables=whole)],
+        in_specs=[specs_of(arrays, heads, axis=1)],
         out_specs=[of_split(width), of_split(), of_split()],
         out_shape=[jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes],
         compiler_params=pltriton.CompilerParams(num_warps=plan.num_warps, num_stages=plan.num_stages),
@@ -309,7 +277,7 @@ def _kernel(
 ) -> None:
     """One split of a head's slots, for some of its rows of queries."""
     split, size, slots = pl.program_id(2), plan.query_rows, plan.fields * plan.rows
-    blocks = jax.lax.div(arrays.live[...] + (slots - 1), slots)
+    blocks = live_blocks(arrays.asked, slots)
     groups = [
         (part, group) for part, of_part in zip(arrays.values, plan.value_groups, strict=True) for group in of_part
     ]
@@ -320,7 +288,14 @@ def _kernel(
         jnp.zeros((plan.rows, size), jnp.float32),
     )
     each = jax.lax.div(blocks + (plan.splits - 1), plan.splits)
-    rows = _rows_of(arrays, scale=scale, plan=plan)
+    rows = rows_of(
+        arrays.asked,
+        pl.program_id(0) * size,
+        size=size,
+        groups=plan.key_groups,
+        scale=scale,
+        owner_rows=plan.owner_rows,
+    )
     step = functools.partial(_add_block, rows=rows, arrays=arrays, plan=plan, interpret=interpret)
     state = jax.lax.fori_loop(split * each, jnp.minimum((split + 1) * each, blocks), step, state)
     outputs, offsets = iter(state.outputs), iter(state.offsets)
@@ -328,58 +303,9 @@ def _kernel(
         offset = jnp.sum(next(offsets), axis=0)[None, :] if has(part, "offset") else None
         for piece in group:
             found = next(outputs) * (1 / unit_of(part, (group,)))
-            output[pl.ds(piece.place, piece.size), :] = found if offset is None else found + offset
+            output[piece.where, :] = found if offset is None else found + offset
     maximum[...] = state.maximum - plan.lift
     total[...] = jnp.sum(state.total, axis=0)
-
-
-class _Rows(NamedTuple):
-    """Rows of queries."""
-
-    pieces: list[list[list[jax.Array]]]  # Q R as they are multiplied, for each part and group of the keys' channels
-    sums: list[list[jax.Array]]  # Q of each part and group
-    factor: jax.Array  # Q, what makes products scores in units of ln 2
-    bias: jax.Array | None  # Q, of such scores
-    positions: jax.Array  # Q, -1 where there is no query
-    heads: jax.Array  # Q, of the key/value heads that share a pool
-    num_tokens: int  # T
-
-
-def _rows_of(arrays: _Arrays, *, scale: float, plan: Plan) -> _Rows:
-    """Reads the queries; beside codes in units of each row's largest number, for which float16 has room.
-
-    A unit is a power of 2: no digit is lost.
-    """
-    (count, _), size = arrays.queries.shape, plan.query_rows
-    start = pl.program_id(0) * size
-    index = start + jnp.arange(size, dtype=jnp.int32)
-    inside = None if count % size == 0 else index < count
-
-    def piece_of(place: int, length: int) -> jax.Array:
-        return load(arrays.queries, inside, pl.ds(start, size), pl.ds(place, length)).astype(jnp.float32)
-
-    pieces = [[[piece_of(piece.place, piece.size) for piece in group] for group in part] for part in plan.key_groups]
-    sums = [[sum(jnp.sum(piece, axis=1) for piece in group) for group in part] for part in pieces]
-    factor = jnp.full((size,), scale, jnp.float32)
-    dtypes = [dtype_of(part) for part in arrays.keys]
-    if jnp.float16 in dtypes:
-        peaks = [jnp.max(jnp.abs(piece), axis=1) for part in pieces for group in part for piece in group]
-        peak = jnp.maximum(functools.reduce(jnp.maximum, peaks), _LEAST_UNIT)
-        unit = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(peak, jnp.int32) & _EXPONENT, jnp.float32)
-        pieces = jax.tree.map(lambda piece: piece / unit[:, None], pieces)
-        sums = jax.tree.map(lambda found: found / unit, sums)
-        factor = factor * unit
-    bias = None
-    if arrays.bias is not None:
-        bias = load(arrays.bias, inside, pl.ds(start, size)).astype(jnp.float32) * scale
-    num_tokens = arrays.query_positions.shape[0]
-    positions = arrays.query_positions[jax.lax.rem(index, jnp.full_like(index, num_tokens))]
-    positions = positions if inside is None else jnp.where(inside, positions, -1)
-    pieces = [
-        [[piece.astype(dtype) for piece in group] for group in part] for part, dtype in zip(pieces, dtypes, strict=True)
-    ]
-    heads = jax.lax.div(index, jnp.full_like(index, plan.owner_rows or count))
-    return _Rows(pieces, sums, factor, bias, positions, heads, num_tokens)
 
 
 class _State(NamedTuple):
@@ -391,14 +317,15 @@ class _State(NamedTuple):
     total: jax.Array  # I Q: weights
 
 
-def _add_block(block: jax.Array, state: _State, *, rows: _Rows, arrays: _Arrays, plan: Plan, interpret: bool) -> _State:
+def _add_block(block: jax.Array, state: _State, *, rows: Rows, arrays: _Arrays, plan: Plan, interpret: bool) -> _State:
     """Adds a block of slots: the scores of all fields, their maximum, then field by field what the weights give."""
-    slots = Slots(block * plan.rows, plan.rows, *arrays.positions.shape)
-    fields = [_field(index, slots, arrays, rows) for index in range(plan.fields)]
+    asked = arrays.asked
+    slots = Slots(block * plan.rows, plan.rows, *asked.positions.shape)
+    fields = [field_of(index, slots, asked, rows) for index in range(plan.fields)]
     read = functools.partial(Reader, slots=slots, interpret=interpret)
-    keys = list(map(read, arrays.keys, plan.key_groups, arrays.tables[0]))
-    values = list(map(read, arrays.values, plan.value_groups, arrays.tables[1]))
-    scores = [_scores(keys, field, rows) for field in fields]
+    keys = list(map(read, asked.keys, plan.key_groups, asked.tables))
+    values = list(map(read, arrays.values, plan.value_groups, arrays.tables))
+    scores = [scores_of(keys, field, rows) for field in fields]
     of_weights = [scaled(score, values, field) for score, field in zip(scores, fields, strict=True)]
     new = jnp.maximum(state.maximum, jnp.max(functools.reduce(jnp.maximum, of_weights), axis=0))
     decay = jnp.exp2(state.maximum - new)[None, :]
@@ -412,41 +339,6 @@ def _add_block(block: jax.Array, state: _State, *, rows: _Rows, arrays: _Arrays,
     return state._replace(maximum=new)
 
 
-def _field(index: int, slots: Slots, arrays: _Arrays, rows: _Rows) -> Field:
-    """A token of each row of slots, and which queries see it."""
-    field = slots.field(arrays.positions, index, rows.positions, num_tokens=rows.num_tokens)
-    if arrays.owners is None:
-        return field
-    owned = slots.load(arrays.owners, index)[:, None] == rows.heads[None, :]
-    return field._replace(visible=field.visible & owned)
-
-
-def _scores(keys: list[Reader], field: Field, rows: _Rows) -> Float[Array, "slots Q"]:
-    """Scores of a field in units of ln 2."""
-    scores = None
-    for part, (reader, of_part) in enumerate(zip(keys, rows.pieces, strict=True)):
-        for index, group in enumerate(of_part):
-            pairs = zip(group, reader.groups[index], strict=True)
-            products = sum(_product(reader.numbers(field, piece), row, (1, 1)) for row, piece in pairs)
-            if (scale := reader.of_tokens("scale", field, index)) is not None:
-                products = products * (scale * (1 / reader.unit))[:, None]
-            elif reader.unit != 1:
-                products = products * (1 / reader.unit)
-            if (offset := reader.of_tokens("offset", field, index)) is not None:
-                products = products + offset[:, None] * rows.sums[part][index][None, :]
-            scores = products if scores is None else scores + products
-    # Selected before they are multiplied: what is a product and a sum afterwards is one instruction.
-    scores = jnp.where(field.visible, scores, _MASKED) * rows.factor[None, :]
-    return scores if rows.bias is None else scores + rows.bias[None, :]
-
-
-def _product(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Matrix product in float32 over an axis of each; float32 in full, not rounded to 10 bits."""
-    exact = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-    dimensions = (axes[:1], axes[1:]), ((), ())
-    return jax.lax.dot_general(left, right, dimensions, precision=exact, preferred_element_type=jnp.float32)
-
-
 def _add_field(
     values: list[Reader], field: Field, weights: Float[Array, "slots Q"], state: _State
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
@@ -458,5 +350,5 @@ def _add_field(
                 offsets.append(next(so_far) + weights * offset[:, None])
             scale = reader.of_tokens("scale", field, index)
             shares = (weights if scale is None else weights * scale[:, None]).astype(reader.dtype)
-            outputs += [next(before) + _product(reader.clean(field, piece), shares, (0, 0)) for piece in group]
+            outputs += [next(before) + product(reader.clean(field, piece), shares, (0, 0)) for piece in group]
     return tuple(outputs), tuple(offsets)

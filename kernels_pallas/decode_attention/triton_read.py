@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     Attributes:
       start: of their elements.
       size: how many channels, a power of two.
-      place: of their numbers among all, as the kernel orders these.
+      place: of the first one among all channels of all parts.
       parity: which of the two channels of an element; None where it is one.
     """
 
@@ -39,6 +39,11 @@ class Piece(NamedTuple):
     size: int
     place: int
     parity: int | None = None
+
+    @property
+    def where(self) -> pl.Slice:
+        """Where the channels lie among all: each, or every second."""
+        return pl.ds(self.place, self.size, 1 if self.parity is None else 2)
 
 
 Groups = tuple[tuple[Piece, ...], ...]
@@ -86,22 +91,11 @@ def _pieces(start: int, width: int, *, first: int, words: bool) -> tuple[Piece, 
         elements = (end - start) // 2 if words else end - start
         size = min(1 << (elements.bit_length() - 1), _WIDEST // 2 if words else _WIDEST)
         if words:
-            found += [Piece(start // 2, size, first + start + parity * size, parity) for parity in (0, 1)]
+            found += [Piece(start // 2, size, first + start + parity, parity) for parity in (0, 1)]
         else:
             found.append(Piece(start, size, first + start))
         start += 2 * size if words else size
     return tuple(found)
-
-
-def channels(parts: tuple[Groups, ...]) -> list[int]:
-    """Which channel lies at each place."""
-    found: list[int] = []
-    for groups in parts:
-        first = len(found)
-        for piece in (piece for group in groups for piece in group):
-            step = 1 if piece.parity is None else 2
-            found += [first + step * (piece.start + index) + (piece.parity or 0) for index in range(piece.size)]
-    return found
 
 
 def num_fields(part: Coded) -> int:
@@ -143,11 +137,11 @@ def dtype_of(part: Coded) -> Any:
     return jnp.float16 if part.bits is not None or part.dtype else part.planes[0].dtype
 
 
-def table_of(part: Coded) -> Float[Array, "levels"] | None:
-    """What the bits of a code stand for, if one read is less than choosing among the levels."""
+def table_of(part: Coded) -> Float[Array, "1 levels"] | None:
+    """What the bits of a code stand for, for all heads, if one read is less than choosing among the levels."""
     if part.levels is None or part.bits < 3 or in_words(part):
         return None
-    return jnp.asarray(triton_words.levels_of(part), jnp.float32).astype(dtype_of(part))
+    return jnp.asarray([triton_words.levels_of(part)], jnp.float32).astype(dtype_of(part))
 
 
 def unit_of(part: Coded, groups: Groups) -> float:
@@ -191,6 +185,14 @@ class Slots:
     def load(self, ref: jax.Ref, *index: Any, before: tuple[int, ...] = (), fill: int = 0) -> jax.Array:
         """Entries of the rows, `I ...`; `fill` behind the last one."""
         return load(ref, self._inside, *before, self._where, *index, fill=fill)
+
+    def store(self, ref: jax.Ref, value: Float[Array, "slots"], *index: Any) -> None:
+        """Writes entries of the rows that are there."""
+        if self._inside is None:
+            ref[(self._where, *index)] = value
+        else:
+            index = tuple(map(jnp.int32, index))
+            pltriton.store(ref.at[(self._where, *index)], value, mask=self._inside)
 
     def field(self, positions: jax.Ref, index: int, query_positions: Int[Array, "Q"], *, num_tokens: int) -> Field:
         """Who sees the tokens of a field."""
@@ -237,9 +239,9 @@ class Reader:
         """A field's numbers before scales and offsets of tokens, in `unit`s; anything where a slot is empty."""
         part = self.part
         if piece.parity is not None:
-            found = self._from_words(field, piece)
-        elif part.dtype:
-            found = _from_float8(self._elements(0, field.index, piece), part.dtype)
+            found = self._made(self._planes(field, piece), field.index, piece.parity)
+        elif part.dtype:  # a byte is the low half of an element
+            found = self._made((self._elements(0, field.index, piece).astype(jnp.int16),), 0, 0)
         else:
             found = self._elements(0, field.index, piece) if part.bits is None else self._levels(field, piece)
         if part.token_group > 1:
@@ -275,10 +277,10 @@ class Reader:
         widths = plane_bits(self.part.bits) if self.part.bits else (8,)
         return tuple(self._elements(plane, field.index * width // 8, piece) for plane, width in enumerate(widths))
 
-    def _from_words(self, field: Field, piece: Piece) -> Float[Array, "slots R"]:
-        """The even or the odd channels of a field."""
-        recipe = triton_words.recipe_for(self.part, field.index, piece.parity)
-        return triton_words.numbers(self._planes(field, piece), recipe, interpret=self._interpret)
+    def _made(self, elements: tuple[jax.Array, ...], entry: int, parity: int) -> Float[Array, "slots R"]:
+        """A field's numbers of the even or the odd channels."""
+        recipe = triton_words.recipe_for(self.part, entry, parity)
+        return triton_words.numbers(elements, recipe, interpret=self._interpret)
 
     def _levels(self, field: Field, piece: Piece) -> Float[Array, "slots R"]:
         """What a field's codes stand for, one by one."""
@@ -330,12 +332,3 @@ def scaled(scores: Float[Array, "slots Q"], readers: list[Reader], field: Field)
 def _half(pairs: Int[Array, "..."], parity: int) -> Float[Array, "..."]:
     """The low or the high float16 of 32 bits."""
     return jax.lax.bitcast_convert_type((pairs >> (16 * parity)).astype(jnp.int16), jnp.float16)
-
-
-def _from_float8(bytes_: Int[Array, "..."], name: str) -> Float[Array, "..."]:
-    """Eight-bit floats as float16; no value is lost, and what was NaN in float8_e4m3fn is 480."""
-    wide = bytes_.astype(jnp.int16)
-    if name == "float8_e5m2":
-        return jax.lax.bitcast_convert_type(wide << 8, jnp.float16)
-    # The sign is copied past the exponent, which counts from 8 less.
-    return jax.lax.bitcast_convert_type((wide << 7) & jnp.int16(~0x4000), jnp.float16) * jnp.float16(256)

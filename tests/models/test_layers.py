@@ -1,5 +1,8 @@
 """The parts of a layer against NumPy."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,6 +48,21 @@ def test_projections(axes, shape, inputs, outputs, equation):
     np.testing.assert_allclose(
         projection(jnp.asarray(given)), np.einsum(equation, given, kernel) + bias, rtol=1e-4, atol=1e-5
     )
+
+
+def test_on_a_gpu_one_row_is_multiplied_as_two(monkeypatch):
+    """Numbers stay; what XLA sees is no vector."""
+    projection = Projection("M F", (6, 5), num_inputs=1, bias=False, build=BUILD)
+    projection.kernel = projection.kernel.replace(jnp.asarray(normal(6, 5)))
+    given = jnp.asarray(normal(1, 1, 6))
+    rows = []
+    for kind in ("cpu", "NVIDIA H200"):
+        monkeypatch.setattr(Placement, "device_kind", kind)
+        equations = jax.make_jaxpr(functools.partial(projection))(given).eqns  # a new function: nothing is remembered
+        (product,) = [one for one in equations if one.primitive.name == "dot_general"]
+        rows.append(product.invars[0].aval.shape[0])
+        np.testing.assert_allclose(projection(given), given @ projection.kernel[...], rtol=1e-6)
+    assert rows == [1, 2]
 
 
 def test_feed_forward_is_swiglu():

@@ -10,6 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.decode_attention import api, mosaic_floats, mosaic_tpu, reference
 from kernels_pallas.decode_attention.reference import MASSES
+from tests.kernels_pallas.decode_attention.masses import assert_near, totals_of
 from tests.kernels_pallas.decode_attention.parts import FORMS, made, of_bits, of_floats
 
 
@@ -20,37 +21,13 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(mosaic_floats, "_BLOCK_SLOTS", {4: 256, 2: 256})
 
 
-def totals_of(segment, query_positions):
-    """What the weights of all slots come to, from probabilities written out."""
-    batch, tokens, heads, width = segment.queries.shape
-    group = heads // segment.keys[0].num_heads
-    keys = np.repeat(np.nan_to_num(np.asarray(segment.keys[0].read())), group, axis=1)
-    scores = np.einsum("btnr,bnsr->bnts", np.asarray(segment.queries), keys) * width**-0.5
-    if segment.bias is not None:
-        scores = scores + np.swapaxes(np.asarray(segment.bias), 1, 2)[..., None] * width**-0.5
-    positions = np.asarray(segment.positions)[:, :, None]
-    visible = (positions >= 0) & (positions <= np.asarray(query_positions)[:, None, :, None])
-    visible = np.repeat(visible, heads // visible.shape[1], axis=1)
-    if segment.owners is not None:
-        own = np.repeat(np.arange(segment.num_kv_heads), heads // segment.num_kv_heads)
-        visible &= np.asarray(segment.owners)[:, 0, None, None] == own[None, :, None, None]
-    scores = np.where(visible, scores, -1e30)
-    maximum = scores.max(axis=-1)
-    total = np.where(visible, np.exp(scores - maximum[..., None]), 0.0).sum(axis=-1)
-    as_floats = (jnp.asarray(one, jnp.float32) for one in (maximum, total, visible.sum(axis=-1)))
-    return reference.Totals(*as_floats)
-
-
 def compare(segment, query_positions, tolerance, *, mesh=None, interpret=True, masses=("sum",)):
     given = query_positions, segment.queries.shape[3] ** -0.5, totals_of(segment, query_positions)
     assert mosaic_tpu.mass_unsupported(segment) is None
     for mass in masses:
-        ours = np.asarray(mosaic_tpu.mass(segment, *given, mass, interpret=interpret, mesh=mesh))
-        theirs = np.asarray(reference.mass_of(segment, *given, mass))
-        # A share near 1 / seen may fall on either side, and is then off by one head's.
-        off = np.abs(ours - theirs) > tolerance * np.abs(theirs).max()
-        assert off.mean() <= (5e-3 if mass == "low" else 0), (mass, off.mean())
-    return ours
+        ours = mosaic_tpu.mass(segment, *given, mass, interpret=interpret, mesh=mesh)
+        assert_near(ours, reference.mass_of(segment, *given, mass), tolerance, mass)
+    return np.asarray(ours)
 
 
 @pytest.mark.parametrize(

@@ -4,93 +4,26 @@ what the compiler for an H200 that is not there makes of it.
 
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.coded import Coded, Rotated, pack
+from kernels_pallas.coded import Coded, Rotated
 from kernels_pallas.decode_attention import Segment, reference, triton_gpu
-from tests.cuda import compile_kernel, needs_cuda, resources
+from tests.cuda import needs_cuda
+from tests.kernels_pallas.decode_attention.gpu_cases import CASES, CHIP, attend, in_parts, made, packed, resources_of
 from tests.kernels_pallas.decode_attention.running import assert_equal, finished
 
-CHIP = "NVIDIA H200"
-FLOATS = ("float32", "bfloat16", "float16")
 TOLERANCE = {"float32": 2e-6, "float16": 1e-3}  # of the largest number
 ROUNDED = 4e-3  # to bfloat16: weights, and the values of bfloat16
-
-
-packed = jax.jit(pack, static_argnums=1)
 
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
     """Several blocks for each of several splits."""
     monkeypatch.setattr(triton_gpu, "_WARPS", 16)
-
-
-def part_of(generator, kind, shape, *, empty):
-    """Numbers of a kind, and NaN wherever empty slots can hold it.
-
-    Kinds: names of floats; int4, evenly spaced; table4, a table of levels; group4, scales and offsets of 32 channels of
-    a token; channel4, those of a channel of 32 tokens; token4, a scale and an offset of a token.
-    """
-    if kind.startswith(("float", "bfloat")):
-        numbers = jnp.asarray(np.where(empty[..., None], np.nan, generator.normal(size=shape)), jnp.float32)
-        if kind in FLOATS:
-            return Coded(planes=(numbers.astype(kind),))
-        return Coded(planes=(numbers.astype(kind).view(jnp.int8),), dtype=kind)
-    name, bits = kind[:-1], int(kind[-1])
-    batch, heads, slots, size = shape
-    half = 1 << (bits - 1)
-    planes = packed(jnp.asarray(generator.integers(-half, half, shape), jnp.int32), bits)
-    sizes = {"group": (batch, heads, size // 32, slots), "channel": (batch, heads, slots // 32, size)}
-    sizes = sizes.get(name, shape[:3])
-
-    def scales(low, high):
-        numbers = generator.uniform(low, high, sizes) / half
-        if name == "channel":  # groups of which no slot is used
-            numbers = np.where(empty.reshape(batch, heads, -1, 32).all(axis=3)[..., None], np.nan, numbers)
-        else:
-            numbers = np.where(empty[:, :, None] if name == "group" else empty, np.nan, numbers)
-        return jnp.asarray(numbers, jnp.float16)
-
-    scale = scales(0.5, 1.5)
-    if name == "int":
-        return Coded(planes=planes, bits=bits, scale=scale, shift=0.5)
-    if name == "table":
-        levels = np.sort(generator.normal(size=half)) ** 2 * half
-        return Coded(planes=planes, bits=bits, scale=scale, levels=(*map(float, -levels[::-1]), *map(float, levels)))
-    group = 32 if name == "channel" else 1
-    return Coded(planes=planes, bits=bits, scale=scale, offset=scales(-2, 1), shift=float(half), token_group=group)
-
-
-def made(keys, values=None, *, batch=2, stored=2, group=4, tokens=1, slots=192, size=64, width=None, heads=1):
-    """A segment with a tenth of its slots and a few at its end empty, and queries as a model gives them."""
-    generator = np.random.default_rng(0)
-    positions = np.tile(np.arange(slots, dtype=np.int32), (batch, heads, 1))
-    positions[generator.random(positions.shape) < 0.1] = -1
-    positions[:, :, -40:] = -1
-    empty = np.broadcast_to((positions < 0).all(axis=1, keepdims=True), (batch, stored, slots))
-    dtype = jnp.float32 if keys == "float32" else jnp.bfloat16
-    segment = Segment(
-        queries=jnp.asarray(generator.normal(size=(batch, tokens, stored * group, size)), dtype),
-        keys=(part_of(generator, keys, (batch, stored, slots, size), empty=empty),),
-        values=(part_of(generator, values or keys, (batch, stored, slots, width or size), empty=empty),),
-        positions=jnp.asarray(positions),
-        num_kv_heads=stored,
-    )
-    query_positions = slots - 50 - tokens + np.tile(np.arange(tokens, dtype=np.int32), (batch, 1))
-    return segment, jnp.asarray(query_positions)
-
-
-def attend(queries, keys, values, positions, query_positions, bias=None, *, walk=triton_gpu.walk, **options):
-    keys, values = (parts if isinstance(parts, tuple) else (parts,) for parts in (keys, values))
-    segment = Segment(queries=queries, keys=keys, values=values, positions=positions, bias=bias)
-    segment = dataclasses.replace(segment, num_kv_heads=max(keys[0].num_heads, positions.shape[1]))
-    return walk(segment, query_positions, queries.shape[3] ** -0.5, **options)
 
 
 by_interpreter = jax.jit(functools.partial(attend, interpret=True))
@@ -161,19 +94,6 @@ def test_a_gpu_gets_what_a_cpu_does(kinds, changes):
     there = jax.device_put(given, jax.devices("cpu")[0])
     ours = finished(jax.jit(attend)(*given))
     assert_equal(ours, finished(by_definition(*there)), TOLERANCE.get(kinds[1], 2e-3))
-
-
-def in_parts(keys, values, **changes):
-    """A segment whose numbers follow each other in parts of these kinds and sizes."""
-    whole, query_positions = made("bfloat16", **changes)
-    generator, empty = np.random.default_rng(7), np.asarray(whole.positions < 0)
-    shape = whole.keys[0].planes[0].shape[:3]
-    empty = np.broadcast_to(empty, shape)
-
-    def parts(kinds):
-        return tuple(part_of(generator, kind, (*shape, size), empty=empty) for kind, size in kinds)
-
-    return dataclasses.replace(whole, keys=parts(keys), values=parts(values)), query_positions
 
 
 PARTS = [
@@ -335,66 +255,6 @@ def test_more_groups_of_channels_than_make_a_kernel_are_not_served_nor_are_other
     assert triton_gpu.unsupported(plain, "cpu") == "it runs on NVIDIA GPUs, and this is cpu"
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Shapes to compile: B = 8, K = 8, S = 16,384.
-
-    Attributes:
-      keys: kind, see `part_of`.
-      values: kind.
-      group: G.
-      tokens: T.
-      size: D.
-    """
-
-    keys: str
-    values: str
-    group: int = 8
-    tokens: int = 1
-    size: int = 128
-
-    def build(self):
-        """The arguments of `attend`, as shapes."""
-        small = (1, 1, 64, self.size)
-        generator, empty = np.random.default_rng(0), np.zeros(small[:3], bool)
-
-        def grow(part):
-            axis = 2 if part.token_group > 1 else -1
-
-            def shape(array, axis):
-                sizes = [8, 8, *array.shape[2:]]
-                sizes[axis] *= 16_384 // 64
-                return jax.ShapeDtypeStruct(tuple(sizes), array.dtype)
-
-            planes = tuple(shape(plane, 2) for plane in part.planes)
-            scales = {
-                name: None if getattr(part, name) is None else shape(getattr(part, name), axis)
-                for name in ("scale", "offset")
-            }
-            return dataclasses.replace(part, planes=planes, **scales)
-
-        keys, values = (grow(part_of(generator, kind, small, empty=empty)) for kind in (self.keys, self.values))
-        queries = jax.ShapeDtypeStruct((8, self.tokens, 8 * self.group, self.size), jnp.bfloat16)
-        integers = [jax.ShapeDtypeStruct(size, jnp.int32) for size in ((8, 1, 16_384), (8, self.tokens))]
-        return queries, keys, values, *integers
-
-
-CASES = {
-    "bf16": Case("bfloat16", "bfloat16"),
-    "f32": Case("float32", "float32"),
-    "fp8": Case("float8_e4m3fn", "float8_e4m3fn"),
-    "int8": Case("int8", "int8"),
-    "int4": Case("int4", "int4"),
-    "int3": Case("int3", "int3"),
-    "int2": Case("int2", "int2"),
-    "lloyd4": Case("table4", "table4"),
-    "lloyd3": Case("table3", "table3"),
-    "kivi2": Case("channel2", "group2"),
-    "int4.t16": Case("int4", "int4", tokens=16),
-    "bf16.d256": Case("bfloat16", "bfloat16", size=256),
-}
-
-
 @pytest.mark.skipif(jax.__version_info__ > (0, 10, 2), reason="later versions ask CUDA's compiler at once")
 @pytest.mark.parametrize("name", ["bf16", "int3", "lloyd4", "kivi2", "fp8", "int4.t16"])
 def test_the_route_takes_every_operation(name):
@@ -407,11 +267,6 @@ def test_the_route_takes_every_operation(name):
 @needs_cuda
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_an_h200_takes_it_and_spills_next_to_nothing(name, tmp_path, record_property):
-    registers, spilled = resources(__file__, name, tmp_path, record_property)
+    registers, spilled = resources_of("decode_attention", name, tmp_path, record_property)
     assert registers <= 255
     assert spilled <= (64 if name == "lloyd3" else 0)  # of 6,000 instructions a step
-
-
-if __name__ == "__main__":
-    name, folder = sys.argv[1:]
-    compile_kernel(attend, CASES[name].build(), name="decode_attention", folder=folder)

@@ -1,13 +1,15 @@
 """How a part is cut for the GPU kernel, and what its arrays look like then."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kernels_pallas.coded import Coded
 from kernels_pallas.decode_attention import triton_read
-from kernels_pallas.decode_attention.triton_read import channels, groups_of, groups_of_all, in_fields, in_words
-from tests.kernels_pallas.decode_attention.test_triton_gpu import made
+from kernels_pallas.decode_attention.triton_read import groups_of, groups_of_all, in_fields, in_words
+from tests.kernels_pallas.decode_attention.gpu_cases import made
 
 
 def part_of(kind, **changes):
@@ -19,6 +21,12 @@ def pieces(part):
     return [[tuple(piece) for piece in group] for group in groups_of(part)]
 
 
+def channels(*parts):
+    """Of all pieces, in their order."""
+    found = [piece.where for groups in groups_of_all(parts) for group in groups for piece in group]
+    return [channel for where in found for channel in range(10_000)[where.start :: where.stride][: where.size]]
+
+
 def test_vectors_are_cut_into_powers_of_two():
     assert pieces(part_of("bfloat16", size=80)) == [[(0, 64, 0, None), (64, 16, 64, None)]]
     wide = pieces(part_of("bfloat16", size=576, stored=1))
@@ -27,17 +35,17 @@ def test_vectors_are_cut_into_powers_of_two():
 
 def test_codes_are_cut_into_even_and_odd_channels_of_each_group():
     part = part_of("group4")
-    assert pieces(part) == [[(0, 16, 0, 0), (0, 16, 16, 1)], [(16, 16, 32, 0), (16, 16, 48, 1)]]
-    assert channels((groups_of(part),)) == [*range(0, 32, 2), *range(1, 32, 2), *range(32, 64, 2), *range(33, 64, 2)]
+    assert pieces(part) == [[(0, 16, 0, 0), (0, 16, 1, 1)], [(16, 16, 32, 0), (16, 16, 33, 1)]]
+    assert channels(part) == [*range(0, 32, 2), *range(1, 32, 2), *range(32, 64, 2), *range(33, 64, 2)]
     wide = part_of("int4", size=256)
     assert [piece[:2] for piece in pieces(wide)[0]] == [(0, 64), (0, 64), (64, 64), (64, 64)]
-    assert sorted(channels((groups_of(wide),))) == list(range(256))
+    assert sorted(channels(wide)) == list(range(256))
 
 
 def test_parts_have_places_behind_each_other():
     parts = part_of("int4"), part_of("bfloat16")
-    assert [piece.place for groups in groups_of_all(parts) for group in groups for piece in group] == [0, 32, 64]
-    assert channels(groups_of_all(parts)) == [*range(0, 64, 2), *range(1, 64, 2), *range(64, 128)]
+    assert [piece.place for groups in groups_of_all(parts) for group in groups for piece in group] == [0, 1, 64]
+    assert channels(*parts) == [*range(0, 64, 2), *range(1, 64, 2), *range(64, 128)]
 
 
 @pytest.mark.parametrize("kind", ["int4", "table4", "float8_e4m3fn"])
@@ -61,11 +69,18 @@ def test_in_fields_nothing_is_moved():
 
 
 def test_all_bytes_of_eight_bit_floats_are_read():
-    """Subnormal numbers and zeros of both signs too; NaN is not written."""
-    bytes_ = jnp.arange(-128, 128, dtype=jnp.int32).astype(jnp.int8)
+    """Not in pairs of channels; subnormal numbers and zeros of both signs too, and NaN is not looked at."""
+    bytes_ = jnp.arange(-128, 128, dtype=jnp.int32).astype(jnp.int8).reshape(1, 1, 16, 16)
     for name in ("float8_e4m3fn", "float8_e5m2"):
-        expected = np.asarray(bytes_.view(name).astype(jnp.float32))
-        found = np.asarray(triton_read._from_float8(bytes_, name).astype(jnp.float32))
+        part = Coded(planes=(bytes_,), dtype=name)
+        assert not in_words(part)
+        expected = np.asarray(bytes_[0, 0].view(name).astype(jnp.float32))
+        laid, (group,) = in_fields(part, 1), groups_of(part)
+        slots = triton_read.Slots(jnp.int32(0), 16, 16, 1)
+        reader = triton_read.Reader(laid, (group,), None, slots=slots, interpret=True)
+        reader._hold((0, 0, 0, 16), functools.partial(jnp.squeeze, laid.planes[0], (0, 2)))
+        field = triton_read.Field(0, jnp.ones((16, 1), bool), jnp.ones((16,), bool))
+        found = np.asarray(reader.numbers(field, group[0]).astype(jnp.float32))
         counts = ~np.isnan(expected)
         assert counts.sum() >= 250
         np.testing.assert_array_equal(found[counts], expected[counts])
@@ -77,4 +92,4 @@ def test_tables_are_gathered_only_where_channels_are_not_paired():
         planes=(jnp.zeros((1, 1, 32, 64), jnp.int8), jnp.zeros((1, 1, 8, 64), jnp.int8)), bits=5, levels=levels
     )
     assert triton_read.table_of(part_of("table4")) is None
-    assert triton_read.table_of(many).tolist() == [*range(16, 32), *range(16)]
+    assert triton_read.table_of(many).tolist() == [[*range(16, 32), *range(16)]]

@@ -147,7 +147,7 @@ CASES = {
 @needs_cuda
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_an_h200_takes_it_and_spills_nothing(name, tmp_path, record_property):
-    registers, spilled = resources(__file__, name, tmp_path, record_property)
+    registers, spilled = resources([__file__, name], tmp_path, record_property)
     assert registers <= 255
     assert spilled == 0
 

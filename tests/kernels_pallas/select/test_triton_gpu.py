@@ -129,7 +129,7 @@ CASES = {"s2176": (256, 2176), "s16384": (256, 16_384), "s131072": (64, 131_072)
 @needs_cuda
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_an_h200_takes_it_and_spills_nothing(name, tmp_path, record_property):
-    registers, spilled = resources(__file__, name, tmp_path, record_property)
+    registers, spilled = resources([__file__, name], tmp_path, record_property)
     assert registers <= 128  # 512 threads have no more
     assert spilled == 0
 

@@ -116,7 +116,7 @@ def test_a_gpu_writes_what_the_reference_writes(bits):
 @needs_cuda
 @pytest.mark.parametrize("name", ["1", "4", "8"])
 def test_an_h200_takes_it_and_spills_nothing(name, tmp_path, record_property):
-    registers, spilled = resources(__file__, name, tmp_path, record_property)
+    registers, spilled = resources([__file__, name], tmp_path, record_property)
     assert registers <= 128
     assert spilled == 0
 
