@@ -168,17 +168,8 @@ class Codec:
     def stored(
         self, parts: Parts, *, positions: Int[Array, "B #K S"], owners: Int[Array, "B 1 S"] | None, arrays: Arrays
     ) -> StoredKeys:
-        """Keys as they are stored, with all that it takes to read them.
-
-        Args:
-          parts: what `encode` gave, or those of a pool.
-          positions: of the slots.
-          owners: of a pool's slots, or None.
-          arrays: fitted and chosen ones.
-        """
-        basis, mean = None, None
-        if not self.before_rope:
-            basis, mean = self._basis(parts, arrays), _mean_of(arrays)
+        """Keys as `encode` stored them, or a pool's with their owners, and all that it takes to read them."""
+        basis, mean = (None, None) if self.before_rope else (self._basis(parts, arrays), _mean_of(arrays))
         return StoredKeys(
             parts=self.readable(parts, arrays),
             positions=positions,
