@@ -1,4 +1,4 @@
-"""The GPU kernel in interpret mode against the reference, what it does not serve, and what the compiler for an H200 makes
+"""The GPU kernel in interpret mode against the reference, what it does not serve, and what a compiler for an H200 makes
 of it.
 """
 
