@@ -3,7 +3,7 @@
     take    slots a b c d e f, index 0 2 3 5        ->   a c d f
     put     slots a b c d e f, new x y to 1 and 4   ->   a x c d y f
 
-Where a byte holds several tokens and units are single slots, bytes are taken apart: `take` unpacks, moves and packs;
+Where a byte holds several tokens and units are single slots, bytes are taken apart: `take` moves, unpacks and packs;
 `put` rewrites the fields of each place in the byte in turn, so that two tokens of one byte may both be replaced.
 """
 
@@ -44,10 +44,25 @@ def _take(array: jax.Array, index: Int[Array, "B k units"], unit: int, entries: 
     if rest and _is_shared(array, unit, entries):
         return _take(array, index * unit // denominator, denominator, entries)
     if rest:  # several tokens of a byte may part
-        return _join(_take(_spread(array, numerator), index, unit, (1, 1)), numerator)
+        single = index[..., None] * unit + jnp.arange(unit, dtype=jnp.int32).reshape(1, 1, 1, -1)
+        return _take_fields(array, single, numerator)
     units = array.reshape(*array.shape[:2], -1, whole, *array.shape[3:])
     taken = jax.vmap(jax.vmap(lambda array, index: array[index]))(units, index)
     return taken.reshape(*array.shape[:2], -1, *array.shape[3:])
+
+
+def _take_fields(
+    plane: Int[Array, "B k bytes R"], slots: Int[Array, "B k units unit"], width: int
+) -> Int[Array, "B k _ R"]:
+    """Fields of `width` bits out of the bytes that they lie in, one place of new bytes after another."""
+    per_byte, packed = 8 // width, jnp.uint8(0)
+    apart = slots.reshape(*slots.shape[:2], -1, per_byte)
+    for place in range(per_byte):
+        single = apart[..., place]
+        rows = jax.vmap(jax.vmap(lambda array, index: array[index]))(plane, single // per_byte)
+        shifts = (single % per_byte * width).astype(jnp.uint8)[..., None]
+        packed = packed | (((rows.view(jnp.uint8) >> shifts) & ((1 << width) - 1)) << (width * place))
+    return packed.view(jnp.int8)
 
 
 def _is_shared(array: jax.Array, unit: int, entries: tuple[int, int]) -> bool:
@@ -134,16 +149,6 @@ def _spread(plane: Int[Array, "B k bytes R"], width: int) -> UInt8[Array, "B k S
     shifts = jnp.arange(0, 8, width, dtype=jnp.uint8).reshape(1, 1, 1, -1, 1)
     fields = (plane.view(jnp.uint8)[:, :, :, None] >> shifts) & ((1 << width) - 1)
     return fields.reshape(*plane.shape[:2], -1, plane.shape[3])
-
-
-def _join(fields: UInt8[Array, "B k S R"], width: int) -> Int[Array, "B k bytes R"]:
-    """The inverse of `_spread`."""
-    per_byte = 8 // width
-    apart = fields.reshape(*fields.shape[:2], -1, per_byte, fields.shape[3])
-    packed = apart[:, :, :, 0]
-    for place in range(1, per_byte):
-        packed = packed | (apart[:, :, :, place] << (width * place))
-    return packed.view(jnp.int8)
 
 
 def byte_planes(parts: Parts) -> list[Any]:

@@ -100,6 +100,16 @@ def test_single_slots_of_codes(bits, scales):
     check_put(parts, (coded(bits, scales, slots=16, seed=5),), drawn_units(16, SLOTS, seed=2))
 
 
+@pytest.mark.optimised
+@pytest.mark.parametrize("bits", [1, 4])
+def test_what_is_not_taken_is_not_unpacked(bits):
+    """16 of 2**14 slots: temporaries are far below the codes that stay where they are."""
+    plane = jax.ShapeDtypeStruct((1, 1, (1 << 14) * bits // 8, 64), jnp.int8)
+    index = jax.ShapeDtypeStruct((1, 1, 16), jnp.int32)
+    compiled = take.lower((Coded(planes=(plane,), bits=bits),), index).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < plane.size / 8
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_units_that_share_a_channels_scale(bits):
     """Units of 16 tokens with a scale for each channel: they move with their scales."""
