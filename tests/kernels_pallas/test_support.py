@@ -20,13 +20,15 @@ def test_every_cell_names_an_implementation_and_cpus_run_the_reference():
 
 
 @pytest.mark.parametrize(
-    ("what", "device", "name"),
+    ("operation", "what", "device", "name"),
     [
-        ("bfloat16", "v5e", "mosaic_tpu"),
-        ("4 bits", "v6e", "mosaic_tpu"),
-        ("keys 4 bits, values 2", "v5p", "mosaic_tpu"),
-        ("4 bits", "tpu7x", "mosaic_tpu"),
-        ("keys from before RoPE", "v6e", "reference"),
+        ("decode_attention", "bfloat16", "v5e", "mosaic_tpu"),
+        ("decode_attention", "4 bits", "v6e", "mosaic_tpu"),
+        ("decode_attention", "keys 4 bits, values 2", "v5p", "mosaic_tpu"),
+        ("decode_attention", "4 bits", "tpu7x", "mosaic_tpu"),
+        ("decode_attention", "keys from before RoPE", "v6e", "reference"),
+        ("score", "4 bits, rotated", "v5e", "mosaic_tpu"),
+        ("score", "keys from before RoPE", "v6e", "reference"),
     ],
 )
 def test_some_cells(what, device, name):
