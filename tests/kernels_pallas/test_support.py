@@ -31,8 +31,8 @@ def test_every_cell_names_an_implementation_and_cpus_run_the_reference():
         ("score", "keys from before RoPE", "v6e", "reference"),
     ],
 )
-def test_some_cells(what, device, name):
-    (row,) = [row for row in support.rows() if (row.operation, row.what) == ("decode_attention", what)]
+def test_some_cells(operation, what, device, name):
+    (row,) = [row for row in support.rows() if (row.operation, row.what) == (operation, what)]
     assert row.choose(support.DEVICES[device]).name == name
 
 
