@@ -1,4 +1,4 @@
-"""Compiles the decode step for an H200 that is not there, and reads what its buffers take and how many kernels it is."""
+"""Compiles the decode step for an H200 that is not there: what its buffers take, and how many kernels it is."""
 
 import json
 

@@ -11,6 +11,7 @@ EXTRA = {
     "half": "D / 2 bands",
     "*rows": "any axes before the slots",
     "units": "neighbouring slots that are kept or dropped together",
+    "unit": "slots of one",
     "old": "units of a body before a round",
     "new": "units that come in a round",
     "size": "units that are listed",
