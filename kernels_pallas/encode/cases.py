@@ -32,6 +32,8 @@ RULES: dict[str, Rule] = {
     "table4": _table(4),
     "table3": _table(3),
     "table2": _table(2),
+    "channel2": Integers(bits=2, token_group=32),
+    "group2": Integers(bits=2, channel_group=32),
 }
 
 
@@ -81,8 +83,11 @@ class Case:
     def step_bytes(self, device: str) -> float:
         """What one step of the grid reads and writes: numbers, codes and scales."""
         del device
-        blocks = self._blocks()
-        return blocks.heads * blocks.tokens * (self.size * (4 + RULES[self.rule].bits / 8) + 4)
+        blocks, rule = self._blocks(), RULES[self.rule]
+        tokens, channels = mosaic_tpu.shared(rule)
+        facts = self.size / (tokens if tokens > 1 else channels or self.size)
+        facts *= 2 if isinstance(rule, Integers) and not rule.symmetric else 1
+        return blocks.heads * blocks.tokens * (self.size * (4 + rule.bits / 8) + 4 * facts)
 
     def build(self, mesh: Mesh) -> tuple[Callable[..., Coded], tuple[jax.ShapeDtypeStruct, ...]]:
         """A function to compile for the device of a mesh, and the shapes of its arguments."""

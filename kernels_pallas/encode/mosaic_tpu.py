@@ -9,6 +9,9 @@ gathered into a row, all 128 in one register, where square roots and quotients c
             b . .   -------->    . b .   --------->
             c . .                . . c   <--------- broadcast, the diagonal, sum along
 
+Where groups of a token's channels share a scale, numbers are turned, channels on sublanes, and each group has a row.
+What tokens share in a channel lies where it is used.
+
 Adjacent tokens share a byte, which is how int4 and int2 lie in registers: their bits are bytes for nothing.
 """
 
@@ -23,10 +26,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas._tpu import LANES, VMEM, not_a_tpu
+from kernels_pallas._tpu import LANES, ROWS, VMEM, not_a_tpu
 from kernels_pallas.coded import plane_bits
 from kernels_pallas.encode import reference
-from kernels_pallas.encode.reference import LARGEST_SCALE, Integers, Rule, Ways
+from kernels_pallas.encode.reference import LARGEST_SCALE, Integers, Rule, Table, Ways
 
 _STEP_NUMBERS = 1 << 18  # of a step: 1 MiB
 _UNROLL = 2
@@ -49,8 +52,12 @@ def unsupported(
     """
     if (reason := not_a_tpu(device)) is not None:
         return reason
-    if not reference.by_token(rule):
-        return "scales are shared by tokens, or belong to some of a token's numbers"
+    tokens, channels = shared(rule)
+    if tokens > 1 and (tokens % ROWS or LANES % tokens):
+        return f"{tokens} tokens share scales, and not 8, 16, 32, 64 or 128"
+    width = shape[-1] if basis is None else basis[-1]
+    if channels is not None and (channels % ROWS or width % channels):
+        return f"groups of {channels} channels, of {width}, are no multiples of {ROWS} that make these up"
     if dtype not in _DTYPES:
         return f"numbers are {jnp.dtype(dtype).name}"
     if max(shape[-1], *(basis or ())[-2:], 0) > _MOST_NUMBERS:
@@ -60,6 +67,11 @@ def unsupported(
     if basis is not None and len(basis) > 3:
         return "each sequence has a transform of its own"
     return None
+
+
+def shared(rule: Rule) -> tuple[int, int | None]:
+    """Tokens that share a channel's scale, or 1, and channels that share a token's, or None for all."""
+    return (1, None) if isinstance(rule, Table) else (rule.token_group, rule.channel_group)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +123,7 @@ def encode(
     *,
     basis: Float[Array, "... D R"] | None = None,
     interpret: Any = False,
-) -> tuple[tuple[Int[Array, "B K _ R"], ...], Float[Array, "B K S"], Float[Array, "B K S"] | None]:
+) -> tuple[tuple[Int[Array, "B K _ R"], ...], Float[Array, "B K ..."], Float[Array, "B K ..."] | None]:
     """See `reference.encode`.
 
     Args:
@@ -121,7 +133,8 @@ def encode(
       interpret: run on any device, step by step; True, or how (`pltpu.InterpretParams`).
 
     Returns:
-      Planes of packed codes, and scales and offsets (or None) in float32, to be rounded.
+      Planes of packed codes, and scales and offsets (or None) in float32, to be rounded: `B K S`, `B K C S` or
+      `B K S/t R`.
     """
     batch, heads, num_slots, size = numbers.shape
     beside = -num_slots % piece_of(rule.bits)
@@ -132,14 +145,17 @@ def encode(
         basis = basis.astype(jnp.float32).reshape(-1, *basis.shape[-2:])  # 1|K D R
     *planes, facts = _call(flat, basis, rule=rule, blocks=blocks, heads_of_row=heads, interpret=interpret)
 
-    def of_token(place: int) -> jax.Array:
-        return facts[place].reshape(batch, heads, -1)[:, :, :num_slots]
+    def stored(fact: jax.Array) -> jax.Array:
+        if (tokens := shared(rule)[0]) > 1:
+            return fact.reshape(batch, heads, *fact.shape[1:])[:, :, : num_slots // tokens]
+        of_groups = fact.reshape(batch, heads, fact.shape[1], -1)[..., :num_slots]
+        return of_groups[:, :, 0] if reference.by_token(rule) else of_groups
 
     unpadded = tuple(
         plane.reshape(batch, heads, *plane.shape[1:])[:, :, : num_slots * width // 8]
         for plane, width in zip(planes, plane_bits(rule.bits), strict=True)
     )
-    return unpadded, of_token(0), None if facts.shape[0] == 1 else of_token(1)
+    return unpadded, stored(facts[0]), None if facts.shape[0] == 1 else stored(facts[1])
 
 
 def _call(
@@ -151,10 +167,9 @@ def _call(
     heads_of_row: int,
     interpret: Any,
 ) -> tuple[jax.Array, ...]:
-    """Runs the kernel: planes `heads S*w/8 R`, and facts `1|2 H S/128 128`."""
+    """Runs the kernel: planes `heads S*w/8 R`, and facts `1|2 heads C S/128 128`, or `1|2 heads S/t R`."""
     num_heads, num_slots, size = numbers.shape
     width = size if basis is None else basis.shape[2]
-    num_facts = 2 if isinstance(rule, Integers) and not rule.symmetric else 1
     in_specs = [pl.BlockSpec((blocks.heads, blocks.tokens, size), lambda head, block: (head, block, 0))]
     if basis is not None:
         own = basis.shape[0] > 1
@@ -170,9 +185,9 @@ def _call(
         rows = blocks.tokens * bits // 8
         out_specs.append(pl.BlockSpec((blocks.heads, rows, width), lambda head, block: (head, block, 0)))
         out_shape.append(jax.ShapeDtypeStruct((num_heads, num_slots * bits // 8, width), jnp.int8))
-    of_step = (num_facts, blocks.heads, blocks.tokens // LANES, LANES)
-    out_specs.append(pl.BlockSpec(of_step, lambda head, block: (0, head, block, 0)))
-    out_shape.append(jax.ShapeDtypeStruct((num_facts, num_heads, num_slots // LANES, LANES), jnp.float32))
+    spec, shape = _facts_of(rule, blocks, num_heads, num_slots, width)
+    out_specs.append(spec)
+    out_shape.append(shape)
     unroll = 1 if interpret else unrolled(blocks.heads * blocks.tokens // blocks.piece)
     call = pl.pallas_call(
         functools.partial(_kernel, rule=rule, piece=blocks.piece, unroll=unroll, transformed=basis is not None),
@@ -185,6 +200,21 @@ def _call(
         name="encode",
     )
     return tuple(call(numbers, *([] if basis is None else [basis])))
+
+
+def _facts_of(
+    rule: Rule, blocks: Blocks, num_heads: int, num_slots: int, width: int
+) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
+    """Scales, and offsets where there are any."""
+    count = 2 if isinstance(rule, Integers) and not rule.symmetric else 1
+    tokens, channels = shared(rule)
+    if tokens > 1:
+        spec = pl.BlockSpec((count, blocks.heads, blocks.tokens // tokens, width), lambda head, at: (0, head, at, 0))
+        return spec, jax.ShapeDtypeStruct((count, num_heads, num_slots // tokens, width), jnp.float32)
+    groups = width // (channels or width)
+    of_step = (count, blocks.heads, groups, blocks.tokens // LANES, LANES)
+    spec = pl.BlockSpec(of_step, lambda head, at: (0, head, 0, at, 0))
+    return spec, jax.ShapeDtypeStruct((count, num_heads, groups, num_slots // LANES, LANES), jnp.float32)
 
 
 def _kernel(numbers: jax.Ref, *refs: jax.Ref, rule: Rule, piece: int, unroll: int, transformed: bool) -> None:
@@ -202,11 +232,10 @@ def _kernel(numbers: jax.Ref, *refs: jax.Ref, rule: Rule, piece: int, unroll: in
             if basis is not None:
                 matrix = basis[head if basis.shape[0] > 1 else 0]
                 some = jnp.dot(some, matrix, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-            code, *of_token = reference.encode_token(some, rule, Ways(_gather, _spread, _as_half))
+            code, found = _encode(some, rule)
             codes.append(code)
-            row = place * (piece // LANES) + offset
             for fact in range(facts.shape[0]):
-                facts[fact, head, pl.ds(row, 1), :] = of_token[fact]
+                _write(facts, found[fact], fact, head, place * (piece // LANES) + offset)
         together = codes[0] if len(codes) == 1 else jnp.concatenate(codes, axis=0)
         low = 0
         for plane, width in zip(planes, plane_bits(rule.bits), strict=True):
@@ -216,6 +245,29 @@ def _kernel(numbers: jax.Ref, *refs: jax.Ref, rule: Rule, piece: int, unroll: in
             low += width
 
     jax.lax.fori_loop(0, num_heads * per_head, encode_piece, None, unroll=unroll)
+
+
+def _encode(numbers: Float[Array, "128 R"], rule: Rule) -> tuple[Int[Array, "128 R"], list[Any]]:
+    """Codes of 128 tokens, and their scales and offsets: rows of tokens `C 128`, or `128/t R`."""
+    if reference.by_token(rule):
+        code, *found = reference.encode_token(numbers, rule, Ways(_gather, _spread, _as_half))
+        return code, found
+    tokens, channels = shared(rule)
+    turned = numbers if tokens > 1 else numbers.T
+    grouped = turned.reshape(-1, tokens if tokens > 1 else channels, turned.shape[1])
+    scale, offset = reference.scale_of(reference.ends_of(grouped, rule, axis=1), rule)
+    codes = reference.integers(grouped, scale, offset, rule=rule, ways=Ways(read_scale=_as_half)).reshape(turned.shape)
+    found = [scale[:, 0], None if offset is None else offset[:, 0]]
+    return codes if tokens > 1 else codes.T, found
+
+
+def _write(facts: jax.Ref, found: Float[Array, "rows _"], fact: int, head: jax.Array, place: jax.Array) -> None:
+    """Scales or offsets of the tokens of a place, 128 of them each."""
+    for row in range(found.shape[0]):
+        if len(facts.shape) == 5:
+            facts[fact, head, row, pl.ds(place, 1), :] = found[row : row + 1]
+        else:
+            facts[fact, head, pl.ds(place * found.shape[0] + row, 1), :] = found[row : row + 1]
 
 
 def _diagonal() -> jax.Array:
