@@ -190,8 +190,7 @@ def _kernel(numbers: jax.Ref, *refs: Any, rule: Rule, plan: Plan, num_rows: int)
     of_all = None
     if _group(rule) > 1:
         ends = [reference.ends_of(read(field), rule, axis=0) for field in range(plan.fields)]
-        largest = functools.reduce(lambda one, other: tuple(map(jnp.maximum, one, other)), ends)
-        of_all = reference.scale_of(largest, rule)
+        of_all = reference.scale_of(functools.reduce(reference.ends_of_both, ends), rule)
         for ref, found in zip(facts, of_all, strict=False):
             ref[...] = reference.to_scale(jnp.squeeze(found, 0))
     packed: list[dict[int, jax.Array]] = [{} for _ in planes]
