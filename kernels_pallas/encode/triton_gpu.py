@@ -141,8 +141,8 @@ def encode(
     return stored, scale, offset[0] if offset else None
 
 
-def _call(numbers: Float[Array, "heads I n R"], *, rule: Rule, plan: Plan, interpret: Any) -> tuple[Any, ...]:
-    """Runs the kernel: planes `heads I bytes R`, and scales and offsets `heads C I n`, or `heads S/t R`."""
+def _call(numbers: Float[Array, "heads rows n R"], *, rule: Rule, plan: Plan, interpret: Any) -> tuple[Any, ...]:
+    """Runs the kernel: planes `heads rows bytes R`, scales and offsets `heads C rows n` or `heads S/t R`."""
     heads, num_rows, _, size = numbers.shape
     groups, shared = size // plan.width, _group(rule) > 1
 
