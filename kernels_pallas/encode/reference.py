@@ -198,13 +198,16 @@ def _integers(
 
 
 def ends_of(numbers: jax.Array, rule: Integers, *, axis: int) -> tuple[jax.Array, ...]:
-    """What the scale of numbers along an axis follows from: the largest size, or the negative least and the largest.
-
-    Of several such facts of numbers that share a scale the largest count.
-    """
+    """What the scale of numbers along an axis follows from: the largest size, or the least and the largest number."""
     if rule.symmetric:
         return (jnp.max(jnp.abs(numbers), axis=axis, keepdims=True),)
-    return -jnp.min(numbers, axis=axis, keepdims=True), jnp.max(numbers, axis=axis, keepdims=True)
+    return jnp.min(numbers, axis=axis, keepdims=True), jnp.max(numbers, axis=axis, keepdims=True)
+
+
+def ends_of_both(one: tuple[jax.Array, ...], other: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """The ends of numbers and of others that share their scale."""
+    largest = jnp.maximum(one[-1], other[-1])
+    return (largest,) if len(one) == 1 else (jnp.minimum(one[0], other[0]), largest)
 
 
 def scale_of(ends: tuple[jax.Array, ...], rule: Integers) -> tuple[jax.Array, jax.Array | None]:
@@ -212,7 +215,7 @@ def scale_of(ends: tuple[jax.Array, ...], rule: Integers) -> tuple[jax.Array, ja
     half = 1 << (rule.bits - 1)
     if rule.symmetric:
         return ends[0] * (1.0 / (half - 1)), None
-    low, high = -ends[0], ends[1]
+    low, high = ends
     if rule.clip < 1.0:
         middle, reach = (low + high) / 2, (high - low) / 2 * rule.clip
         low, high = middle - reach, middle + reach

@@ -141,8 +141,8 @@ def encode(
     return stored, scale, offset[0] if offset else None
 
 
-def _call(numbers: Float[Array, "heads I n R"], *, rule: Rule, plan: Plan, interpret: Any) -> tuple[Any, ...]:
-    """Runs the kernel: planes `heads I bytes R`, and scales and offsets `heads C I n`, or `heads S/t R`."""
+def _call(numbers: Float[Array, "heads rows n R"], *, rule: Rule, plan: Plan, interpret: Any) -> tuple[Any, ...]:
+    """Runs the kernel: planes `heads rows bytes R`, scales and offsets `heads C rows n` or `heads S/t R`."""
     heads, num_rows, _, size = numbers.shape
     groups, shared = size // plan.width, _group(rule) > 1
 
@@ -190,8 +190,7 @@ def _kernel(numbers: jax.Ref, *refs: Any, rule: Rule, plan: Plan, num_rows: int)
     of_all = None
     if _group(rule) > 1:
         ends = [reference.ends_of(read(field), rule, axis=0) for field in range(plan.fields)]
-        largest = functools.reduce(lambda one, other: tuple(map(jnp.maximum, one, other)), ends)
-        of_all = reference.scale_of(largest, rule)
+        of_all = reference.scale_of(functools.reduce(reference.ends_of_both, ends), rule)
         for ref, found in zip(facts, of_all, strict=False):
             ref[...] = reference.to_scale(jnp.squeeze(found, 0))
     packed: list[dict[int, jax.Array]] = [{} for _ in planes]

@@ -118,7 +118,7 @@ def _kernel(keys: jax.Ref, ages: jax.Ref, wanted: jax.Ref, best: jax.Ref, newest
         newest[...] = _reached_by(of_ties, num_slots, num_wanted - above)[0] ^ _LOWEST
 
 
-def _load(ref: jax.Ref, index: jax.Array | int, num_slots: int) -> Int[Array, "block"]:
+def _load(ref: jax.Ref, index: jax.Array | int, num_slots: int) -> Int[Array, "slots"]:
     """A block of a row's numbers, the least there is behind its end."""
     block = block_of(num_slots)
     start = jnp.int32(index) * block

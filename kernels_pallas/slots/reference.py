@@ -52,7 +52,7 @@ def _take(array: jax.Array, index: Int[Array, "B k units"], unit: int, entries: 
 
 
 def _take_fields(
-    plane: Int[Array, "B k bytes R"], slots: Int[Array, "B k units unit"], width: int
+    plane: Int[Array, "B k bytes R"], slots: Int[Array, "B k units n"], width: int
 ) -> Int[Array, "B k _ R"]:
     """Fields of `width` bits out of the bytes that they lie in, one place of new bytes after another."""
     per_byte, packed = 8 // width, jnp.uint8(0)
