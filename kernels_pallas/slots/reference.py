@@ -94,12 +94,8 @@ def put_slots(
             width = entries[0]
             fields = new.view(jnp.uint8) if width == 8 else _spread(new, width)
             return put_fields(array, fields, slots[:, ::shared], width=width)
-        places, groups = slots[:, ::shared], array.shape[2]
-        if axis == 2:
-            return _put(array, new, places, unit, entries)
-        # Scales of groups of channels, `B k C entries`: rows of their own, so that XLA turns nothing around.
-        old, fresh = (one.reshape(one.shape[0], -1, one.shape[3]) for one in (array, new))
-        return _put(old, fresh, jnp.repeat(places, groups, axis=1), unit, entries).reshape(array.shape)
+        old, fresh = jnp.moveaxis(array, axis, 2), jnp.moveaxis(new, axis, 2)
+        return jnp.moveaxis(_put(old, fresh, slots[:, ::shared], unit, entries), 2, axis)
 
     return tuple(part.map_tokens(put, other) for part, other in zip(parts, new, strict=True))
 
