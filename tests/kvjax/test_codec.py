@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax._kernels import read_parts
+from kvjax._kernels import read_parts, score
 from kvjax.codec import CODECS, MEANS, pipeline
 from kvjax.errors import UserError
 from kvjax.model_shape import ModelShape
@@ -121,6 +121,24 @@ def test_queries_and_outputs_meet_stored_numbers_as_they_meet_vectors(case):
     ours, plain, _, _ = use(case, vectors())
     assert np.isfinite(plain).all()
     np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-4 * np.abs(plain).max())
+
+
+@jax.jit(static_argnums=0, compiler_options=QUICK)
+def _score(codec, given, positions, queries, arrays):
+    """What a selection makes of keys as they are stored: read, and as products; and what they decode to."""
+    parts, places = codec.encode(given, positions=positions, arrays=arrays), positions[:, None]
+    keys = codec.stored(parts, positions=places, owners=None, arrays=arrays)
+    products = score(keys, rows=queries[:, 0], implementation="reference")
+    return keys.read(), products, codec.decode(parts, positions=places, arrays=arrays)
+
+
+@pytest.mark.parametrize("case", KEYS, ids=named)
+def test_selections_read_stored_keys_as_they_decode(case):
+    given = jnp.array(vectors())
+    read, products, decoded = _score(codec_of(case)[0], given, all_positions(given), QUERIES, choose(case, given))
+    np.testing.assert_allclose(read, decoded, rtol=0, atol=1e-5 * np.abs(decoded).max())
+    wanted = np.einsum("bnd,bnsd->bns", QUERIES[:, 0], np.repeat(decoded, N // K, axis=1))
+    np.testing.assert_allclose(products, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
 @each_codec

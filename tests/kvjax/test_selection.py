@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -95,3 +96,12 @@ def test_a_view_knows_its_slots_and_groups():
     assert view.group == 3
     held = dataclasses.replace(view, positions=jnp.asarray(view.positions)).held
     np.testing.assert_array_equal(held, view.positions >= 0)
+
+
+def test_a_views_keys_are_one_piece_unless_they_are_stored_in_several():
+    view = random_view()
+    piece = jax.tree.map(jnp.asarray, view.pieces[0])
+    assert len(view.pieces) == 1
+    np.testing.assert_array_equal(piece.read(), view.keys)
+    np.testing.assert_array_equal(piece.positions, view.positions)
+    assert dataclasses.replace(view, stored=(piece, piece)).pieces == (piece, piece)

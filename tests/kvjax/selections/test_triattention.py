@@ -11,6 +11,7 @@ from kvjax.model_shape import ModelShape
 from kvjax.rope import Llama3Scaling, Rope, YarnScaling
 from kvjax.triattention_file import load_triattention
 from tests.fitted import normal
+from tests.libtpu import needs_libtpu, run
 from tests.views import (
     call,
     check_scores,
@@ -193,3 +194,57 @@ def test_errors():
     for arguments in ({"mode": "heads"}, {"offsets": 0}, {"trig": 2}, {"norm": -1}):
         with pytest.raises(UserError, match=rf"triattention\({next(iter(arguments))}\) is"):
             fitted("triattention", **arguments)
+
+
+ON_TPUS = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from kvjax._kernels import Coded, StoredKeys
+from kvjax.model_shape import ModelShape
+from kvjax.rope import Rope
+from kvjax.selection import View
+from kvjax.selections.triattention import TriAttention
+from kvjax.sharding import Placement
+
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v6e:2x2").devices
+mesh = Mesh(np.array(devices).reshape(2, 2), ("data", "model"))
+placement = Placement(mesh)
+
+def shaped(axes, *sizes, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=placement.sharding(axes, sizes))
+
+B, K, N, D, S = 4, 8, 32, 128, 4096
+def exact(count):
+    keys = shaped("B K S D", B, K, count, D, dtype=jnp.bfloat16)
+    return StoredKeys.of_array(keys, shaped("B one S", B, 1, count, dtype=jnp.int32))
+
+codes = shaped("B K S D", B, K, S // 2, D, dtype=jnp.int8)
+part = Coded(planes=(codes,), scale=shaped("B K S", B, K, S, dtype=jnp.float16), bits=4, shift=0.5)
+places = shaped("B K S", B, K, S, dtype=jnp.int32)
+body = StoredKeys(parts=(part,), positions=places, num_kv_heads=K, basis=shaped("D R", D, D))
+total = 4 + S + 256
+view = View(
+    keys=shaped("B K S D", B, K, total, D),
+    stored=(exact(4), body, exact(128), exact(128)),
+    values=shaped("B K S D", B, K, total, D),
+    positions=shaped("B K S", B, K, total, dtype=jnp.int32),
+    scorable=shaped("B K S", B, K, total, dtype=jnp.bool_),
+    num_seen=shaped("B", B, dtype=jnp.int32),
+    quotas=shaped("B K", B, K, dtype=jnp.int32),
+    numbers={}, queries=None, query_positions=None, moments=None,
+    arrays={name: shaped("N D", N, D // 2) for name in ("real", "imaginary", "spread")},
+    shape=ModelShape(num_layers=2, num_query_heads=N, num_kv_heads=K, head_size=D, dtype="bfloat16", vocab_size=64,
+                     rope=Rope(head_size=D)),
+    placement=placement,
+)
+text = jax.jit(lambda view: TriAttention().score(view)).lower(view).compile().as_text()
+print("KERNELS", text.count("tpu_custom_call"), "COLLECTIVES", sum(" all-" in line for line in text.splitlines()))
+"""
+
+
+@needs_libtpu
+def test_on_a_mesh_of_tpus_each_chip_runs_the_kernel_on_its_body():
+    done = run(ON_TPUS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "KERNELS 1 COLLECTIVES 0" in done.stdout
