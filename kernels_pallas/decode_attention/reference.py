@@ -14,6 +14,7 @@ takes a second walk, and only if asked for.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas.coded import Coded, Parts, alignment, read_parts, slice_parts
+from kernels_pallas.slots.reference import take_slots
 
 _BLOCK_ELEMENTS = 1 << 18  # of keys: 1 MiB in float32, about a core's second-level cache
 _LEAST_BLOCK_SLOTS = 256  # smaller blocks are ruled by the loop's own cost
@@ -34,7 +36,7 @@ class Segment:
 
     Attributes:
       queries: `B T N R`, rotated; R is the width of the keys as they are stored.
-      keys: parts of `B k S R`, k a divisor of N; query head n reads head n // (N / k).
+      keys: parts of `B k S R`, k a divisor of N; query head n reads head n // (N / k). Of more slots with `pages`.
       values: parts of `B k S R`, k and R of their own.
       positions: `B K S` int32, or `B 1 S` where all heads hold the same tokens; -1 is an empty slot. The order of
         slots is free.
@@ -42,6 +44,10 @@ class Segment:
       owners: `B 1 S` int32 where heads share one pool of slots (k and K are then 1): the key/value head, of
         `num_kv_heads`, that alone sees a slot. None where each head has slots of its own.
       num_kv_heads: K of the model; N / K query heads belong to one.
+      pages: `B k count` int32, or None: the pages of the stored keys and values that are read, in any order. These are
+        the S = count * page slots of all else: slot s is stored at place s % page of page `pages[s // page]`. Negative
+        is no page, and its slots are empty: their positions are -1.
+      page: neighbouring slots of a page; 0 without pages.
     """
 
     queries: Any
@@ -51,6 +57,8 @@ class Segment:
     bias: Any = None
     owners: Any = None
     num_kv_heads: int | None = None
+    pages: Any = None
+    page: int = 0
 
     @classmethod
     def of_arrays(
@@ -145,12 +153,22 @@ class _Blocks:
         self._bias = None if segment.bias is None else jnp.swapaxes(segment.bias, 1, 2)[..., None] * scale  # B N T 1
         stored = max(part.num_heads for part in segment.keys)
         rows, multiple = segment.queries.shape[0] * stored, max(alignment(segment.keys), alignment(segment.values))
+        multiple = math.lcm(multiple, segment.page or 1)
         self.size = block_slots_for(rows, self.num_slots, self._queries.shape[3], multiple=multiple)
         self.count = -(-jnp.max(live_slots(query_positions, segment.positions)) // self.size)
 
     def start(self, index: jax.Array) -> jax.Array:
         """The first slot; the last block is moved back to end with the segment."""
         return jnp.minimum(index * self.size, self.num_slots - self.size)
+
+    def cut(self, parts: Parts, index: jax.Array) -> Parts:
+        """A block's slots of keys or values."""
+        start, segment = self.start(index), self.segment
+        if segment.pages is None:
+            return slice_parts(parts, start, self.size)
+        size = segment.page
+        pages = jax.lax.dynamic_slice_in_dim(segment.pages, start // size, self.size // size, axis=2)
+        return take_slots(parts, pages, unit=size)
 
     def fresh(self, index: jax.Array) -> Bool[Array, "S"]:
         """Slots of a block but those that the last one shares with its neighbour: they are left to the neighbour."""
@@ -163,7 +181,7 @@ class _Blocks:
         owners = self.segment.owners
         owners = None if owners is None else jax.lax.dynamic_slice_in_dim(owners, start, self.size, axis=2)
         visible = _visible(dataclasses.replace(self.segment, owners=owners), self._query_positions, positions)
-        keys = read_parts(slice_parts(self.segment.keys, start, self.size), positions)
+        keys = read_parts(self.cut(self.segment.keys, index), positions)
         scores = _products(self._queries, keys)
         scores = scores if self._bias is None else scores + self._bias
         return scores, visible & self.fresh(index)[None, None, None], positions
@@ -176,7 +194,7 @@ def walk(segment: Segment, query_positions: Int[Array, "B T"], scale: float) -> 
 
     def step(index: jax.Array, carry: Running) -> Running:
         scores, visible, positions = blocks.scores(index)
-        values = slice_parts(segment.values, blocks.start(index), blocks.size)
+        values = blocks.cut(segment.values, index)
         return _add_block(carry, scores, values, positions, visible)
 
     width = jax.eval_shape(lambda: read_parts(segment.values, segment.positions)).shape[3]
