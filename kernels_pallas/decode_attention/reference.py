@@ -14,7 +14,6 @@ takes a second walk, and only if asked for.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -143,6 +142,17 @@ def decode_attention(
     )
 
 
+def without_pages(segment: Segment) -> Segment:
+    """The same segment with its pages cut out and laid beside each other.
+
+    All at once: taken block by block XLA would on a CPU lay out all bfloat16 that are stored as float32, for each block.
+    """
+    if segment.pages is None:
+        return segment
+    keys, values = (take_slots(parts, segment.pages, unit=segment.page) for parts in (segment.keys, segment.values))
+    return dataclasses.replace(segment, keys=keys, values=values, pages=None, page=0)
+
+
 class _Blocks:
     """A segment's slots in blocks, with the scores of all queries in each."""
 
@@ -153,22 +163,12 @@ class _Blocks:
         self._bias = None if segment.bias is None else jnp.swapaxes(segment.bias, 1, 2)[..., None] * scale  # B N T 1
         stored = max(part.num_heads for part in segment.keys)
         rows, multiple = segment.queries.shape[0] * stored, max(alignment(segment.keys), alignment(segment.values))
-        multiple = math.lcm(multiple, segment.page or 1)
         self.size = block_slots_for(rows, self.num_slots, self._queries.shape[3], multiple=multiple)
         self.count = -(-jnp.max(live_slots(query_positions, segment.positions)) // self.size)
 
     def start(self, index: jax.Array) -> jax.Array:
         """The first slot; the last block is moved back to end with the segment."""
         return jnp.minimum(index * self.size, self.num_slots - self.size)
-
-    def cut(self, parts: Parts, index: jax.Array) -> Parts:
-        """A block's slots of keys or values."""
-        start, segment = self.start(index), self.segment
-        if segment.pages is None:
-            return slice_parts(parts, start, self.size)
-        size = segment.page
-        pages = jax.lax.dynamic_slice_in_dim(segment.pages, start // size, self.size // size, axis=2)
-        return take_slots(parts, pages, unit=size)
 
     def fresh(self, index: jax.Array) -> Bool[Array, "S"]:
         """Slots of a block but those that the last one shares with its neighbour: they are left to the neighbour."""
@@ -181,7 +181,7 @@ class _Blocks:
         owners = self.segment.owners
         owners = None if owners is None else jax.lax.dynamic_slice_in_dim(owners, start, self.size, axis=2)
         visible = _visible(dataclasses.replace(self.segment, owners=owners), self._query_positions, positions)
-        keys = read_parts(self.cut(self.segment.keys, index), positions)
+        keys = read_parts(slice_parts(self.segment.keys, start, self.size), positions)
         scores = _products(self._queries, keys)
         scores = scores if self._bias is None else scores + self._bias
         return scores, visible & self.fresh(index)[None, None, None], positions
@@ -189,12 +189,13 @@ class _Blocks:
 
 def walk(segment: Segment, query_positions: Int[Array, "B T"], scale: float) -> Running:
     """Attention over one segment, block by block: output, maximum and sum of weights, not divided by anything yet."""
+    segment = without_pages(segment)
     batch, num_tokens, num_heads = segment.queries.shape[:3]
     blocks = _Blocks(segment, query_positions, scale)
 
     def step(index: jax.Array, carry: Running) -> Running:
         scores, visible, positions = blocks.scores(index)
-        values = blocks.cut(segment.values, index)
+        values = slice_parts(segment.values, blocks.start(index), blocks.size)
         return _add_block(carry, scores, values, positions, visible)
 
     width = jax.eval_shape(lambda: read_parts(segment.values, segment.positions)).shape[3]
@@ -216,6 +217,7 @@ def mass_of(
     segment: Segment, query_positions: Int[Array, "B T"], scale: float, totals: Totals, mass: str
 ) -> Float[Array, "B K S"]:
     """What the weights of each slot come to, one of `MASSES`: a second walk over the keys."""
+    segment = without_pages(segment)
     blocks = _Blocks(segment, query_positions, scale)
     batch, num_kv_heads = segment.queries.shape[0], segment.num_kv_heads
     group = segment.queries.shape[2] // num_kv_heads
