@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kernels_pallas.decode_attention.mosaic_floats_body import Step
 
 _MOST_BYTES = 1 << 19  # of a list, half of what a core has for numbers that say where things are
-_ABREAST = 8  # units whose copies are written out one after the other
+_ABREAST = 64  # units whose copies are written out one after the other
 
 
 def unsupported(segment: Segment, plan: "Plan") -> str | None:
@@ -160,7 +160,8 @@ def _copy(step: "Step", row: jax.Array, stored: jax.Array, *, first: jax.Array, 
     def one(unit: Any) -> None:
         place = step.ref["pages"][first + unit]
         for _, stored_in, buffer, rows in planes:
-            start, end = pl.multiple_of(place * rows, rows), pl.multiple_of(unit * rows, rows)
+            start = pl.multiple_of(place * rows, rows)
+            end = unit * rows if isinstance(unit, int) else pl.multiple_of(unit * rows, rows)
             pltpu.make_async_copy(
                 stored_in.at[row, stored, pl.ds(start, rows)],
                 buffer.at[*target, pl.ds(end, rows)],
@@ -171,7 +172,8 @@ def _copy(step: "Step", row: jax.Array, stored: jax.Array, *, first: jax.Array, 
         for place in range(_ABREAST):
             one(index * _ABREAST + place)
 
-    whole = count // _ABREAST
-    jax.lax.fori_loop(0, whole, some, None)
+    whole = count // _ABREAST if count > _ABREAST else 0
+    if whole:
+        jax.lax.fori_loop(0, whole, some, None)
     for unit in range(whole * _ABREAST, count):
         one(unit)
