@@ -13,7 +13,8 @@ Scales and offsets of tokens go to scores and weights, those of groups of channe
 a channel of a token group alone to the keys and values. A scaled weight is below 2**15, as float16 has no room for
 more: what is held back is the maximum of the scaled ones. Sums over slots are kept slot by slot until the end, so that
 a step has one reduction, the maximum. Which slots count is said by positions; blocks behind the last live slot are not
-read. What lies in a slot that does not count may be NaN: scores, scales and values are selected.
+read. Pages are found by a list of where they are stored: rows of slots are then read one by one. What lies in a slot that
+does not count may be NaN: scores, scales and values are selected.
 
 Pallas has deprecated its Triton route since JAX 0.11: only the choice of `api.py` depends on this file.
 """
@@ -79,6 +80,7 @@ class Plan:
       num_warps: of a program.
       num_stages: of loads ahead.
       owner_rows: rows of queries of a key/value head where heads share a pool of slots, else 0.
+      page: slots of a page where pages are read, else 0.
     """
 
     fields: int
@@ -91,10 +93,15 @@ class Plan:
     num_warps: int
     num_stages: int
     owner_rows: int = 0
+    page: int = 0
 
 
-def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Plan:
+def plan_for(
+    keys: Parts, values: Parts, *, num_rows: int, num_heads: int, num_slots: int | None = None, page: int = 0
+) -> Plan:
     """A plan for Q rows of queries and B k heads: it fills the device, and next to no register is spilled on Hopper.
+
+    Of the slots that are stored `num_slots` are read, if they come in pages of `page`.
 
     Codes in words are worked on by many programs of one warp, which wait for nobody: on an H200 a fifth faster than
     half as many of two. Floats are waited for, whatever the plan.
@@ -104,7 +111,7 @@ def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Pl
     width = _power(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
     query_rows, many = max(_power(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
     if all(map(in_words, parts)):
-        counts = (keys[0].num_slots, *(part.token_group for part in parts if part.token_group > 1))
+        counts = (page or keys[0].num_slots, *(part.token_group for part in parts if part.token_group > 1))
         fields = max(fields, 1 if any(count % 2 for count in counts) else 2)  # scales of two tokens are 32 bits
         query_rows = min(query_rows, max(64 // width, _FEWEST_ROWS))
         warps = min(query_rows * width // _FEWEST_ROWS, 8)
@@ -117,7 +124,7 @@ def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Pl
         rows = 16 if jnp.float32 in dtypes else 32 if width > 2 else rows
         warps = 8 if jnp.float32 in dtypes or width > 2 or (single and width > 1) else min(warps, 8)
         stages = 3 if all(dtype == jnp.int8 for dtype in dtypes) else 2
-    blocks = -(-keys[0].num_slots // (fields * rows))
+    blocks = -(-(num_slots or keys[0].num_slots) // (fields * rows))
     programs = num_heads * -(-num_rows // query_rows)
     return Plan(
         fields=fields,
@@ -129,6 +136,7 @@ def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Pl
         lift=_LIFT if any(dtype_of(part) == jnp.float16 for part in values) else 0,
         num_warps=warps,
         num_stages=stages,
+        page=page,
     )
 
 
@@ -162,6 +170,10 @@ def unsupported(segment: Segment, device: str) -> str | None:
     fields = max(map(num_fields, parts))
     if any(part.token_group % fields for part in parts if part.token_group > 1):
         return f"groups of tokens divide the {fields} tokens that share a byte"
+    if segment.pages is not None and segment.pages.shape[1] != stored:
+        return "pages are not of as many heads as keys and values"
+    if segment.page % fields:
+        return f"pages of {segment.page} slots part the {fields} tokens that share a byte"
     rows = segment.queries.shape[1] * segment.queries.shape[2] // stored
     return f"{rows} queries share a head, more than {_MOST_ROWS}" if rows > _MOST_ROWS else None
 
@@ -220,6 +232,7 @@ class _Arrays(NamedTuple):
     values: Parts
     positions: Any  # heads I n, or B I n
     owners: Any  # heads I n, or None
+    pages: Any  # heads count, or None
     live: Any  # B, slots up to the last one that is seen
     tables: tuple[tuple[Any, ...], ...]  # what codes of each part of keys and values stand for, or None
 
@@ -230,7 +243,8 @@ def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float,
     positions = segment.positions
     batch, num_tokens, num_heads, stored = *queries.shape[:3], keys[0].num_heads
     total, count = batch * stored, num_heads // stored * num_tokens
-    plan = plan_for(keys, values, num_rows=count, num_heads=total)
+    sizes = {"num_slots": positions.shape[2], "page": segment.page}
+    plan = plan_for(keys, values, num_rows=count, num_heads=total, **sizes)
     if segment.owners is not None:
         plan = dataclasses.replace(plan, owner_rows=count // segment.num_kv_heads)
 
@@ -245,6 +259,7 @@ def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float,
         tuple(in_fields(part, plan.fields) for part in values),
         _of_fields(positions, plan.fields),
         None if segment.owners is None else _of_fields(segment.owners, plan.fields),
+        None if segment.pages is None else segment.pages.reshape(total, -1),
         live_slots(query_positions, positions),
         tuple(tuple(map(table_of, parts)) for parts in (keys, values)),
     )
@@ -393,7 +408,7 @@ class _State(NamedTuple):
 
 def _add_block(block: jax.Array, state: _State, *, rows: _Rows, arrays: _Arrays, plan: Plan, interpret: bool) -> _State:
     """Adds a block of slots: the scores of all fields, their maximum, then field by field what the weights give."""
-    slots = Slots(block * plan.rows, plan.rows, *arrays.positions.shape)
+    slots = Slots(block * plan.rows, plan.rows, *arrays.positions.shape, arrays.pages, plan.page)
     fields = [_field(index, slots, arrays, rows) for index in range(plan.fields)]
     read = functools.partial(Reader, slots=slots, interpret=interpret)
     keys = list(map(read, arrays.keys, plan.key_groups, arrays.tables[0]))

@@ -21,6 +21,7 @@ import pytest
 from kernels_pallas.coded import Coded, Rotated, pack
 from kernels_pallas.decode_attention import Segment, reference, triton_gpu
 from tests.cuda import H200, h200_devices, needs_cuda, run
+from tests.kernels_pallas.decode_attention.parts import paged
 from tests.kernels_pallas.decode_attention.running import assert_equal, finished
 
 CHIP = "NVIDIA H200"
@@ -302,6 +303,36 @@ def test_over_a_mesh_each_device_runs_it_on_what_it_has():
     assert_equal(finished(ours), by_reference(*given), ROUNDED)
 
 
+PAGED = [
+    ("bfloat16", {"size": 32}, (8, 9)),
+    ("float32", {"tokens": 2}, (12, 5)),
+    ("int4", {"batch": 1}, (16, 6)),
+    ("int3", {"batch": 1}, (8, 11)),
+    ("channel2", {"batch": 1, "values": "group2"}, (16, 5)),
+    ("int8", {"slots": 189, "batch": 1}, (3, 30)),
+    ("table2", {"batch": 1, "size": 80}, (4, 17)),
+]
+
+
+@pytest.mark.parametrize("index", range(len(PAGED)))
+def test_pages_are_read_where_they_are_stored(index):
+    """Each head's own, in any order; what lies in others, and what an entry of no page finds, cannot matter."""
+    kind, changes, (page, count) = PAGED[index]
+    segment, query_positions = made(kind, **changes)
+    segment, others_empty = paged(segment, page, count)
+    assert triton_gpu.unsupported(segment, CHIP) is None
+    read = jax.jit(
+        lambda queries, pages: triton_gpu.walk(
+            dataclasses.replace(segment, queries=queries, pages=pages),
+            query_positions,
+            queries.shape[3] ** -0.5,
+            interpret=True,
+        )
+    )
+    ours = finished(read(segment.queries, segment.pages))
+    assert_equal(ours, by_reference(others_empty, query_positions), TOLERANCE.get(kind, ROUNDED))
+
+
 def unserved():
     """What a segment is, and why it is not served."""
     segment, _ = made("int8", slots=64)
@@ -325,10 +356,15 @@ def unserved():
         ({"values": made("int8", slots=64, stored=1)[0].values}, "keys and values are not of as many heads"),
         ({"positions": jnp.zeros((2, 4, 64), jnp.int32)}, "heads that hold tokens of their own share stored keys"),
         ({"queries": jnp.zeros((2, 40, 16, 64))}, "320 queries share a head, more than 256"),
+        ({"pages": jnp.zeros((2, 4, 8), jnp.int32), "page": 4}, "pages are not of as many heads as keys and values"),
+        (
+            {"values": made("int2", slots=64)[0].values, "pages": jnp.zeros((2, 2, 8), jnp.int32), "page": 2},
+            "pages of 2 slots part the 4 tokens that share a byte",
+        ),
     ]
 
 
-@pytest.mark.parametrize("index", range(14))
+@pytest.mark.parametrize("index", range(16))
 def test_what_is_not_served_says_why(index):
     segment, (changes, reason) = made("int8", slots=64)[0], unserved()[index]
     assert reason in triton_gpu.unsupported(dataclasses.replace(segment, **changes), CHIP)
