@@ -51,11 +51,12 @@ class Case:
         kind += self.form + ("pages" if self.pages else "")
         return f"decode_attention.{kind}.g{self.group}"
 
-    def loop_trips(self, device: str) -> tuple[int, ...]:
-        """Times that the loop over heads runs; loops over floats are for values of empty slots."""
+    def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
+        """Times that loops over heads run, to copy pages and to compute; those over floats are for empty slots' values."""
         plan = self._plan(device)
+        copies = ((1, plan.heads),) if self.pages else ()
         loops = isinstance(plan, mosaic_floats.Plan) and plan.together < plan.heads
-        return (plan.heads // plan.together,) if loops else ()
+        return (*copies, (plan.heads // plan.together,)) if loops else copies
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""
