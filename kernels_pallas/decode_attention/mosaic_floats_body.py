@@ -35,7 +35,7 @@ class Step:
         number = (self.row * pl.num_programs(1) + self.group) * pl.num_programs(2) + self.block
         return number & 1
 
-    def plane(self, name: str) -> jax.Ref:
+    def plane(self, name: str) -> Any:
         """Where a plane's block lies, `1 heads ...`."""
         return self.ref[f"{name}.pages"].at[pl.ds(self.buffer, 1)] if self.plan.unit else self.ref[name]
 
@@ -138,7 +138,7 @@ def clean(step: Step) -> None:
         step.ref[name][...] = jnp.where(seen, found, 0.0)
 
 
-def _clear(step: Step, values: jax.Ref, *, turned: bool) -> None:
+def _clear(step: Step, values: Any, *, turned: bool) -> None:
     """Sets values that no row sees to 0: a weight of zero does not silence a NaN."""
     plan = step.plan
     size = LANES if plan.slots % LANES == 0 else plan.slots

@@ -74,9 +74,9 @@ def fitted(plan: "Plan", page: int, *, one_core: bool) -> "Plan":
 
 
 def units_of(segment: Segment, plan: "Plan") -> Int[Array, "_"]:
-    """Where in memory the units of all sequences, heads and blocks are; those of no page anywhere."""
-    parts = segment.page // plan.unit
-    units = jnp.maximum(segment.pages, 0)[..., None] * parts + jnp.arange(parts, dtype=jnp.int32)
+    """Where in memory the units of all sequences, heads and blocks are; those of no page at some other's place."""
+    parts, last = segment.page // plan.unit, segment.keys[0].num_slots // segment.page - 1
+    units = jnp.clip(segment.pages, 0, last)[..., None] * parts + jnp.arange(parts, dtype=jnp.int32)[None, None, None]
     units = units.reshape(*segment.pages.shape[:2], -1)
     padding = plan.num_blocks * (plan.slots // plan.unit) - units.shape[2]
     return jnp.pad(units, [(0, 0), (0, 0), (0, padding)]).reshape(-1)
@@ -118,7 +118,7 @@ def _units(plan: "Plan") -> int:
     return min(plan.slots, plan.num_slots) // plan.unit
 
 
-def _planes(step: "Step") -> list[tuple[str, jax.Ref, jax.Ref, int]]:
+def _planes(step: "Step") -> list[tuple[str, Any, Any, int]]:
     """Name, what is stored, the buffer and rows of a unit."""
     found, plan = [], step.plan
     for part, layout in plan.parts.items():
