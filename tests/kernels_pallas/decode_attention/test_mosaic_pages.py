@@ -18,7 +18,8 @@ CHIP = "TPU v6 lite"
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several blocks in few slots."""
+    """Several blocks in few slots, and loops over pages: interpreted, what is written out takes long to compile."""
+    monkeypatch.setattr(mosaic_pages, "_ABREAST", 3)
     monkeypatch.setattr(mosaic_floats, "_CODED_SLOTS", 256)
     monkeypatch.setattr(mosaic_floats, "_BLOCK_SLOTS", {4: 256, 2: 256})
 
