@@ -66,11 +66,23 @@ def with_scales(parts: Parts, segment: Segment) -> Parts:
 
 
 def fitted(plan: "Plan", page: int, *, one_core: bool) -> "Plan":
-    """A plan with blocks of about equal length, as all of a block is copied, and the unit of copies."""
+    """A plan with blocks of about equal length, as all of a block is copied, and the unit of copies.
+
+    Rows of a copy are whole tiles, or as many as divide one.
+    """
     slots = -(-plan.num_slots // plan.num_blocks)
     multiple = math.lcm(plan.multiple, ROWS)
     slots = plan.slots if plan.num_blocks == 1 else -(-slots // multiple) * multiple
-    return dataclasses.replace(plan, slots=slots, unit=math.gcd(page, slots), one_core=one_core)
+    unit = math.gcd(page, slots)
+    unit = unit if unit % _slots_of_tiles(plan) == 0 else unit & -unit
+    return dataclasses.replace(plan, slots=slots, unit=unit, one_core=one_core)
+
+
+def _slots_of_tiles(plan: "Plan") -> int:
+    """Slots that are whole tiles of every plane: of 32 rows of bytes, 16 of bfloat16 or 8 of float32."""
+    layouts = plan.parts.values()
+    plain = [32 // jnp.dtype(one.dtype).itemsize for one in layouts if one.plain]
+    return math.lcm(*plain, *(32 * 8 // width for one in layouts if not one.plain for width in one.widths))
 
 
 def units_of(segment: Segment, plan: "Plan") -> Int[Array, "_"]:
@@ -114,8 +126,11 @@ def fetch(step: "Step", live: jax.Ref) -> None:
 
 
 def _units(plan: "Plan") -> int:
-    """Of a block; where there is but one, it may be longer than what is read."""
-    return min(plan.slots, plan.num_slots) // plan.unit
+    """Of a block; where there is but one, it may be longer than what is read, and whole tiles are waited for."""
+    if plan.num_slots >= plan.slots:
+        return plan.slots // plan.unit
+    whole = math.lcm(_slots_of_tiles(plan), plan.unit)
+    return -(-plan.num_slots // whole) * whole // plan.unit
 
 
 def _planes(step: "Step") -> list[tuple[str, Any, Any, int]]:

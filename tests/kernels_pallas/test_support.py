@@ -27,6 +27,8 @@ def test_every_cell_names_an_implementation_and_cpus_run_the_reference():
         ("keys 4 bits, values 2", "v5p", "mosaic_tpu"),
         ("4 bits", "tpu7x", "mosaic_tpu"),
         ("keys from before RoPE", "v6e", "reference"),
+        ("4 bits, pages of 16", "v5e", "mosaic_tpu"),
+        ("4 bits, heads of 64, pages of 16", "v6e", "reference"),
     ],
 )
 def test_some_cells(what, device, name):
