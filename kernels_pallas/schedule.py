@@ -45,7 +45,7 @@ class Case(Protocol):
         """Operation, a dot, and what is special."""
 
     def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
-        """How often the first loops within a step run, each with the one within it; empty if all are for what is rare."""
+        """How often the first loops within a step run, each with one within it; empty if all are for what is rare."""
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""

@@ -57,7 +57,7 @@ def page_bounds(
 
 
 def best_pages(segment: Segment, state: Evidence, queries: Float[Array, "B 1 N D"], *, count: int) -> Segment:
-    """The part of a body that one token reads: `count` pages of each key/value head; keys and values stay where they are.
+    """The part of a body that one token reads: `count` pages of each key/value head, where they are stored.
 
     Args:
       segment: the whole body.

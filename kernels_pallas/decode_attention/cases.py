@@ -12,7 +12,6 @@ from kernels_pallas.coded import Coded, Parts, plane_bits
 from kernels_pallas.decode_attention import mosaic_floats, mosaic_plan, mosaic_tpu
 from kernels_pallas.decode_attention.reference import Segment
 
-
 _PAGE = 16
 
 
@@ -52,7 +51,7 @@ class Case:
         return f"decode_attention.{kind}.g{self.group}"
 
     def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
-        """Times that loops over heads run, to copy pages and to compute; those over floats are for empty slots' values."""
+        """Times that loops over heads run, to copy pages and to compute; others are for values of empty slots."""
         plan = self._plan(device)
         copies = ((1, plan.heads),) if self.pages else ()
         loops = isinstance(plan, mosaic_floats.Plan) and plan.together < plan.heads

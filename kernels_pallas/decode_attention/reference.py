@@ -145,7 +145,7 @@ def decode_attention(
 def without_pages(segment: Segment) -> Segment:
     """The same segment with its pages cut out and laid beside each other.
 
-    All at once: taken block by block XLA would on a CPU lay out all bfloat16 that are stored as float32, for each block.
+    All at once: taken block by block, XLA would on a CPU lay out all that is stored in bfloat16 as float32 each time.
     """
     if segment.pages is None:
         return segment

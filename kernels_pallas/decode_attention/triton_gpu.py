@@ -13,8 +13,8 @@ Scales and offsets of tokens go to scores and weights, those of groups of channe
 a channel of a token group alone to the keys and values. A scaled weight is below 2**15, as float16 has no room for
 more: what is held back is the maximum of the scaled ones. Sums over slots are kept slot by slot until the end, so that
 a step has one reduction, the maximum. Which slots count is said by positions; blocks behind the last live slot are not
-read. Pages are found by a list of where they are stored: rows of slots are then read one by one. What lies in a slot that
-does not count may be NaN: scores, scales and values are selected.
+read. Rows of pages are read from where a list says that they are stored. What lies in a slot that does not count may be
+NaN: scores, scales and values are selected.
 
 Pallas has deprecated its Triton route since JAX 0.11: only the choice of `api.py` depends on this file.
 """

@@ -138,7 +138,7 @@ CASES = (
     Case("int2 by channel, low masses of a head's own tokens", 2, form="by channel 32", own=True, mass="low"),
     Case("int2 by channel, pages of half a group", 2, form="by channel 32", pages=59),
     Case("f32, wide heads, pages of 24 in several blocks", 32, size=256, slots=4800, page=24, pages=99, tokens=2),
-    Case("bf16, pages of 24", 16, page=24, pages=5),
+    Case("bf16, pages of 24", 16, slots=4800, page=24, pages=5),
     Case("int3, channels, one head, pages of 32", 3, heads=1, group=8, page=32, pages=40, form="channels"),
     Case("int4, latent", 4, size=576, value_size=512, heads=1, group=16),
 )

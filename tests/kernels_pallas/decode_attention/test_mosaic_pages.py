@@ -121,7 +121,11 @@ def test_the_list_names_places_in_memory_and_none_outside():
     [
         ({"size": 64}, 16, "have pages and 64 numbers, which lie with slots on lanes"),
         ({"size": 128}, 4, "have pages of 4 slots, which do not fill words"),
-        ({"size": 128, "form": FORMS["by channel"]}, 4, "have pages whose scales are of 4 tokens, and not of a multiple"),
+        (
+            {"size": 128, "form": FORMS["by channel"]},
+            4,
+            "have pages whose scales are of 4 tokens, and not of a multiple",
+        ),
     ],
 )
 def test_what_cannot_be_cut_out_says_why(changes, page, reason):

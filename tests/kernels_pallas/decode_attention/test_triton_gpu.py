@@ -119,7 +119,15 @@ def by_reference(*given):
 
 
 def arrays_of(segment, query_positions):
-    return segment.queries, segment.keys, segment.values, segment.positions, query_positions, segment.bias, segment.pages
+    return (
+        segment.queries,
+        segment.keys,
+        segment.values,
+        segment.positions,
+        query_positions,
+        segment.bias,
+        segment.pages,
+    )
 
 
 KINDS = [
