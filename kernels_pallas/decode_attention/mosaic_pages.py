@@ -7,8 +7,8 @@ Planes of codes or floats, which are nearly all bytes, stay as they are stored. 
 positions, scales and offsets. A copy takes a unit, which is a page or what of it fits into blocks. Memory is tiled by
 8 rows of words, but libtpu cuts single rows of words out of a tile: 4 rows of bytes, 2 of bfloat16.
 
-To start a copy takes 4 to 7 cycles, for short codes longer than to read its bytes; XLA's gather takes 9 to 11, and what it
-has gathered is read again.
+To start a copy takes 4 to 7 cycles, for short codes longer than to read its bytes; XLA's gather takes 9 to 11, and what
+it has gathered is read again.
 """
 
 import dataclasses
