@@ -6,8 +6,8 @@
 
 libtpu compiles for chips that are not there (pip install 'kvjax[aot]'). A TPU core issues one bundle a cycle, so the
 bundles of a kernel's grid loop are the cycles of one step, waits for memory apart; a step's bytes over the bandwidth
-are the cycles that memory takes. A ratio below 1 says that memory is what it waits for. The first loop within a step
-counts as often as the case says that it runs; others are for what is rare (ties, values of empty slots).
+are the cycles that memory takes. A ratio below 1 says that memory is what it waits for. The first loops within a step
+count as often as the case says that they run; others are for what is rare (ties, values of empty slots).
 """
 
 import argparse
@@ -45,8 +45,8 @@ class Case(Protocol):
     def name(self) -> str:
         """Operation, a dot, and what is special."""
 
-    def loop_trips(self, device: str) -> tuple[int, ...]:
-        """How often the first loop within a step runs, and one within it; empty if loops are for what is rare."""
+    def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
+        """How often the first loops within a step run, each with one within it; empty if all are for what is rare."""
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""
@@ -155,13 +155,13 @@ def measure(name: str, chip: str) -> Row:
     return Row(chip, name, compute, round(memory), round(compute / memory, 3), spills, *versions)
 
 
-def read_schedule(folder: str, kernel: str, *, trips: tuple[int, ...]) -> tuple[int, int]:
+def read_schedule(folder: str, kernel: str, *, trips: tuple[tuple[int, ...], ...]) -> tuple[int, int]:
     """Bundles of a kernel's grid loop, and the spills among them, from the compiler's dump.
 
     Args:
       folder: of the dump.
       kernel: name.
-      trips: of the first loop within a step and of one within it.
+      trips: of the first loops within a step, each with those of the one within it.
     """
     (bundles,) = [path for path in glob.glob(f"{folder}/*{kernel}*-final_bundles.txt") if "analysis" not in path]
     stem = re.sub(r"-\d+-final_bundles\.txt$", "", bundles)
@@ -175,23 +175,22 @@ def read_schedule(folder: str, kernel: str, *, trips: tuple[int, ...]) -> tuple[
     spill = [name.strip() for name in lines[1].split(",")].index("VSTORE:SPILL")
     spills = [int(row.split()[spill]) for row in lines[4:] if row.strip()]
     times = [int(depth == 1) for depth in depths]
-    for index in _first_loop(depths):
-        within = depths[index] - 1 if depths[index] > 1 else 1  # a bundle of control is listed further out
-        times[index] = math.prod(trips[:within]) if trips else 0
+    for number, loop in enumerate(_loops(depths)):
+        for index in loop:
+            within = depths[index] - 1 if depths[index] > 1 else 1  # a bundle of control is listed further out
+            times[index] = math.prod(trips[number][:within]) if number < len(trips) else 0
     return sum(times), sum(spilled * often for spilled, often in zip(spills, times, strict=False))
 
 
-def _first_loop(depths: list[int]) -> range:
-    """The first bundles of a deeper loop, with the few of control among them that are listed further out."""
-    inside = [index for index, depth in enumerate(depths) if depth > 1]
-    if not inside:
-        return range(0)
-    last = inside[0]
-    for index in inside:
-        if index - last > _CONTROL:
-            break
-        last = index
-    return range(inside[0], last + 1)
+def _loops(depths: list[int]) -> list[range]:
+    """Bundles of each deeper loop, with the few of control among them that are listed further out."""
+    loops: list[range] = []
+    for index in (index for index, depth in enumerate(depths) if depth > 1):
+        if loops and index - loops[-1].stop < _CONTROL:
+            loops[-1] = range(loops[-1].start, index + 1)
+        else:
+            loops.append(range(index, index + 1))
+    return loops
 
 
 def show(row: Row) -> None:

@@ -88,8 +88,9 @@ def _attention(
     tokens: int = 1,
     pool: bool = False,
     mass: bool = False,
+    page: int = 0,
 ) -> Row:
-    """Attention of some tokens over 4,096 slots of one kind, or its masses."""
+    """Attention of some tokens over 4,096 slots of one kind, or its masses; or over a quarter of them in pages."""
     slots, stored = 4096, 1 if pool else heads
     positions = jax.ShapeDtypeStruct((1, 1, slots), jnp.int32)
     segment = Segment(
@@ -100,6 +101,9 @@ def _attention(
         owners=positions if pool else None,
         num_kv_heads=heads,
     )
+    if page:
+        own = (jax.ShapeDtypeStruct((1, heads, count), jnp.int32) for count in (slots // 4, slots // 4 // page))
+        segment = dataclasses.replace(segment, **dict(zip(("positions", "pages"), own, strict=True)), page=page)
     return Row("decode_attention", what, lambda device: decode_attention.choose_for(segment, device, mass=mass))
 
 
@@ -136,6 +140,9 @@ def rows() -> tuple[Row, ...]:
         ),
         _attention("keys from before RoPE", _turned, lambda shape: _codes(4, shape)),
         _attention("a pool that heads share", lambda shape: _codes(4, shape), pool=True),
+        _attention("bfloat16, pages of 16", lambda shape: _floats("bfloat16", shape), page=16),
+        _attention("4 bits, pages of 16", lambda shape: _codes(4, shape), page=16),
+        _attention("4 bits, heads of 64, pages of 16", lambda shape: _codes(4, shape), size=64, page=16),
     ]
     shapes = [
         *[

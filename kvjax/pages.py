@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax import axes
-from kvjax._kernels import Segment, select, take_slots
+from kvjax._kernels import Segment, select
 from kvjax.compaction import index_of, take_numbers, write_rows
 from kvjax.evidence import Evidence
 
@@ -60,7 +60,7 @@ def page_bounds(
 def best_pages(
     segment: Segment, state: Evidence, queries: Float[Array, "B 1 N D"], *, count: int, mesh: Mesh | None = None
 ) -> Segment:
-    """The part of a body that one token reads: `count` pages of each key/value head.
+    """The part of a body that one token reads: `count` pages of each key/value head, where they are stored.
 
     Args:
       segment: the whole body.
@@ -84,7 +84,7 @@ def best_pages(
     positions = jnp.broadcast_to(segment.positions, (*by_head.shape[:2], segment.positions.shape[2]))
     return dataclasses.replace(
         segment,
-        keys=take_slots(segment.keys, index, unit=size),
-        values=take_slots(segment.values, index, unit=size),
         positions=take_numbers(positions, index, unit=size, empty=axes.EMPTY),
+        pages=index,
+        page=size,
     )

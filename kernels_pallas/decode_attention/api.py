@@ -33,7 +33,7 @@ class _Kernel:
 
 _KERNELS = {
     "mosaic_tpu": _Kernel(mosaic_tpu.unsupported, mosaic_tpu.walk, mosaic_tpu.mass, mosaic_tpu.mass_unsupported),
-    "triton_gpu": _Kernel(triton_gpu.unsupported, triton_gpu.walk, triton_mass.mass, lambda _: None),
+    "triton_gpu": _Kernel(triton_gpu.unsupported, triton_gpu.walk, triton_mass.mass, triton_mass.unsupported),
 }
 
 IMPLEMENTATIONS = (*_KERNELS, "reference")

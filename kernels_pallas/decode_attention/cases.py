@@ -12,6 +12,8 @@ from kernels_pallas.coded import Coded, Parts, plane_bits
 from kernels_pallas.decode_attention import mosaic_floats, mosaic_plan, mosaic_tpu
 from kernels_pallas.decode_attention.reference import Segment
 
+_PAGE = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -27,6 +29,7 @@ class Case:
       heads: K.
       form: "table" for codes that stand for levels; "kivi" for keys that share a channel's scale and offset, 32 tokens
         each, and values that share a token's, 32 channels each; "e4m3fn" for floats of 8 bits.
+      pages: that are read of each head, 16 slots each; 0 for all slots.
     """
 
     keys: int
@@ -37,20 +40,22 @@ class Case:
     rows: int = 8
     heads: int = 8
     form: str = ""
+    pages: int = 0
 
     @property
     def name(self) -> str:
         """Operation, kind and group."""
         kind = {16: "bf16"}.get(self.keys, f"{'fp' if self.form == 'e4m3fn' else 'int'}{self.keys}")
         kind += f"int{self.values}" if self.keys != self.values else ""
-        kind += self.form
+        kind += self.form + ("pages" if self.pages else "")
         return f"decode_attention.{kind}.g{self.group}"
 
-    def loop_trips(self, device: str) -> tuple[int, ...]:
-        """Times that the loop over heads runs; loops over floats are for values of empty slots."""
+    def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
+        """Times that loops over heads run, to copy pages and to compute; others are for values of empty slots."""
         plan = self._plan(device)
+        copies = ((1, plan.heads),) if self.pages else ()
         loops = isinstance(plan, mosaic_floats.Plan) and plan.together < plan.heads
-        return (plan.heads // plan.together,) if loops else ()
+        return (*copies, (plan.heads // plan.together,)) if loops else copies
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""
@@ -61,20 +66,26 @@ class Case:
         plan, segment = self._plan(device), self.segment()
         arrays = jax.tree.leaves((segment.keys, segment.values))
         size = sum(array.size * array.dtype.itemsize for array in arrays)
-        return plan.slots * (plan.heads * size / (self.rows * self.heads * self.slots) + 4)
+        positions = 4 * plan.heads if self.pages else 4
+        return plan.slots * (plan.heads * size / (self.rows * self.heads * self.slots) + positions)
 
     def _plan(self, device: str) -> mosaic_plan.Plan | mosaic_floats.Plan:
         return mosaic_tpu.plan_for(self.segment(), 1.0, device)
 
     def segment(self) -> Segment:
         """Shapes of the arrays."""
-        return Segment(
+        segment = Segment(
             queries=jax.ShapeDtypeStruct((self.rows, 1, self.heads * self.group, self.size), jnp.bfloat16),
             keys=(self._part(self.keys, by_channel=self.form == "kivi"),),
             values=(self._part(self.values),),
             positions=jax.ShapeDtypeStruct((self.rows, 1, self.slots), jnp.int32),
             num_kv_heads=self.heads,
         )
+        if not self.pages:
+            return segment
+        pages = jax.ShapeDtypeStruct((self.rows, self.heads, self.pages), jnp.int32)
+        positions = jax.ShapeDtypeStruct((self.rows, self.heads, self.pages * _PAGE), jnp.int32)
+        return dataclasses.replace(segment, positions=positions, pages=pages, page=_PAGE)
 
     def _part(self, bits: int, *, by_channel: bool = False) -> Coded:
         shape, stored, kivi = jax.ShapeDtypeStruct, (self.rows, self.heads), self.form == "kivi"
@@ -100,7 +111,7 @@ class Case:
     def build(self, mesh: Mesh) -> tuple[Callable[..., tuple[jax.Array, ...]], tuple[jax.ShapeDtypeStruct, ...]]:
         """A function to compile for the device of a mesh, and the shapes of its arguments."""
         segment, position = self.segment(), jax.ShapeDtypeStruct((self.rows, 1), jnp.int32)
-        arrays = (segment.queries, segment.keys, segment.values, segment.positions, position)
+        arrays = (segment.queries, segment.keys, segment.values, segment.positions, segment.pages, position)
         return functools.partial(_attend, mesh=mesh), arrays
 
 
@@ -109,11 +120,20 @@ def _attend(
     keys: Parts,
     values: Parts,
     positions: jax.Array,
+    pages: jax.Array | None,
     query_positions: jax.Array,
     *,
     mesh: Mesh,
 ) -> tuple[jax.Array, ...]:
-    segment = Segment(queries=queries, keys=keys, values=values, positions=positions, num_kv_heads=keys[0].num_heads)
+    segment = Segment(
+        queries=queries,
+        keys=keys,
+        values=values,
+        positions=positions,
+        num_kv_heads=keys[0].num_heads,
+        pages=pages,
+        page=0 if pages is None else _PAGE,
+    )
     return mosaic_tpu.walk(segment, query_positions, queries.shape[3] ** -0.5, mesh=mesh)
 
 
@@ -125,5 +145,6 @@ CASES = (
     *(Case(keys=bits, values=bits, form="table") for bits in (4, 3, 2)),
     *(Case(keys=bits, values=bits, form="kivi") for bits in (4, 2)),
     Case(keys=8, values=8, form="e4m3fn"),
+    *(Case(keys=bits, values=bits, pages=64) for bits in (16, 4)),
 )
-"""G = 8, 4 and 1 for each kind, keys that have more bits than values, tables, KIVI, and floats of 8 bits."""
+"""G = 8, 4 and 1 for each kind, keys that have more bits than values, tables, KIVI, floats of 8 bits, and pages."""

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels_pallas._tpu import LANES, ROWS, VMEM
 from kernels_pallas.coded import Coded, Parts
-from kernels_pallas.decode_attention import mosaic_floats_body, mosaic_parts
+from kernels_pallas.decode_attention import mosaic_floats_body, mosaic_pages, mosaic_parts
 from kernels_pallas.decode_attention.mosaic_parts import CHUNK, Layout
 from kernels_pallas.decode_attention.mosaic_plan import last_live
 
@@ -46,6 +46,8 @@ class Plan:
       keys: parts of the keys.
       values: parts of the values.
       pooled: whether heads share one pool of slots.
+      unit: slots that are copied together where pages are read, see `mosaic_pages`; 0 where blocks are.
+      one_core: whether all steps follow each other on one core.
     """
 
     slots: int
@@ -57,12 +59,25 @@ class Plan:
     keys: tuple[Layout, ...]
     values: tuple[Layout, ...]
     pooled: bool
+    unit: int = 0
+    one_core: bool = True
 
     @property
     def parts(self) -> dict[str, Layout]:
         """By name."""
         sides = {"key": self.keys, "value": self.values}
         return {f"{side}{index}": one for side, layouts in sides.items() for index, one in enumerate(layouts)}
+
+    @property
+    def num_blocks(self) -> int:
+        """Of a sequence."""
+        return -(-self.num_slots // self.slots)
+
+    @property
+    def multiple(self) -> int:
+        """Slots that blocks are multiples of."""
+        layouts = self.parts.values()
+        return LANES if all(one.plain for one in layouts) else math.lcm(*(one.multiple for one in layouts))
 
     @property
     def cleared(self) -> tuple[int, ...]:
@@ -157,6 +172,7 @@ def run(
     *,
     live: Int[Array, "B"],
     holes: Int[Array, "B blocks"],
+    pages: Int[Array, "_"] | None,
     interpret: Any,
     **given: Any,
 ) -> tuple[Float[Array, "B k Q _"], Float[Array, "B k Q"], Float[Array, "B k Q"]]:
@@ -169,6 +185,7 @@ def run(
       values: as they are stored.
       live: blocks of each sequence that hold a slot which a query sees.
       holes: blocks that hold one which none sees.
+      pages: see `mosaic_pages.units_of`; None where whole blocks are read.
       interpret: see `pl.pallas_call`.
       given: the other arguments of `inputs_of`.
 
@@ -181,25 +198,35 @@ def run(
     outs = {name: grid.of_heads(rows, layout.size) for name, layout in plan.parts.items() if name.startswith("value")}
     outs |= {"maximum": grid.of_heads(rows, LANES), "total": grid.of_heads(rows, LANES)}
     scratch = scratch_of(plan, inputs)
+    listed = {} if pages is None else {"pages": pages}
     found = pl.pallas_call(
-        functools.partial(mosaic_floats_body.kernel, plan=plan, names=(*inputs, *outs, *scratch)),
+        functools.partial(mosaic_floats_body.kernel, plan=plan, names=(*listed, *inputs, *outs, *scratch)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=(batch, grid.groups, -(-plan.num_slots // plan.slots)),
+            num_scalar_prefetch=2 + len(listed),
+            grid=(batch, grid.groups, plan.num_blocks),
             in_specs=[spec for _, spec in inputs.values()],
             out_specs=list(outs.values()),
             scratch_shapes=list(scratch.values()),
         ),
         out_shape=[jax.ShapeDtypeStruct((batch, stored, *spec.block_shape[2:]), jnp.float32) for spec in outs.values()],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM
+            dimension_semantics=_order(plan),
+            vmem_limit_bytes=VMEM,
+            disable_bounds_checks=plan.unit > 0,  # of each page they take longer than its copy
         ),
         interpret=interpret,
         name="decode_attention",
-    )(live, holes, *[array for array, _ in inputs.values()])
+    )(live, holes, *listed.values(), *[array for array, _ in inputs.values()])
     *outputs, maximum, sums = found
     output = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=3)
     return output, maximum[..., 0] * math.log(2.0), sums[..., 0]
+
+
+def _order(plan: Plan) -> tuple[str, str, str]:
+    """Which steps may run on two cores: where pages are read, a step begins what the next one needs."""
+    if plan.unit:
+        return ("arbitrary" if plan.one_core else "parallel", "arbitrary", "arbitrary")
+    return ("parallel", "parallel", "arbitrary")
 
 
 def inputs_of(
@@ -245,9 +272,10 @@ def inputs_of(
 
 
 def scratch_of(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Memory of a step: scales and offsets of tokens, as they are read."""
+    """Memory of a step: scales and offsets of tokens, as they are read, and pages."""
     names = [name for name in inputs if plan.scales_tokens(name)]
-    return {f"{name}.clean": pltpu.VMEM((plan.heads, plan.slots), jnp.float32) for name in names}
+    found = {f"{name}.clean": pltpu.VMEM((plan.heads, plan.slots), jnp.float32) for name in names}
+    return found | (mosaic_pages.buffers(plan, inputs) if plan.unit else {})
 
 
 def _queries_of(
@@ -317,7 +345,9 @@ class Grid:
         return pl.BlockSpec((1, *sizes), lambda row, group, block, *_: (row, 0, 0))
 
     def of_slots(self, width: int, size: int) -> pl.BlockSpec:
-        """Floats, or a plane of codes, `B k bytes R`."""
+        """Floats, or a plane of codes, `B k bytes R`; pages are cut out by the kernel."""
+        if self.plan.unit:
+            return pl.BlockSpec(memory_space=pltpu.HBM)
         shape = (1, self.plan.heads, self.plan.slots * width // 8, size)
         return pl.BlockSpec(shape, lambda row, group, block, live, *_: (row, group, last_live(row, block, live), 0))
 

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool
 
 from kernels_pallas._tpu import LANES, MASKED, ROWS
-from kernels_pallas.decode_attention import mosaic_parts
+from kernels_pallas.decode_attention import mosaic_pages, mosaic_parts
 from kernels_pallas.decode_attention.mosaic_parts import Layout, OfHead, Refs
 
 if TYPE_CHECKING:
@@ -27,11 +27,21 @@ class Step:
 
     def __init__(self, plan: "Plan", names: tuple[str, ...], refs: tuple[jax.Ref, ...]):
         self.plan, self.ref = plan, dict(zip(names, refs, strict=True))
-        self.block = pl.program_id(2)
+        self.row, self.group, self.block = (pl.program_id(axis) for axis in range(3))
+
+    @property
+    def buffer(self) -> jax.Array:
+        """Which half of the buffers holds this step's pages."""
+        number = (self.row * pl.num_programs(1) + self.group) * pl.num_programs(2) + self.block
+        return number & 1
+
+    def plane(self, name: str) -> Any:
+        """Where a plane's block lies, `1 heads ...`."""
+        return self.ref[f"{name}.pages"].at[pl.ds(self.buffer, 1)] if self.plan.unit else self.ref[name]
 
     def part(self, name: str) -> Refs:
         """Where a part lies; scales that are one a token are read cleaned."""
-        planes = [self.ref[f"{name}.plane{index}"] for index in range(len(self.plan.parts[name].widths))]
+        planes = [self.plane(f"{name}.plane{index}") for index in range(len(self.plan.parts[name].widths))]
         fields = (f"{name}.scale", f"{name}.offset")
         table = self.ref.get(f"{name}.table")
         return Refs(tuple(planes), table, *[self.ref.get(f"{field}.clean", self.ref.get(field)) for field in fields])
@@ -77,7 +87,8 @@ def kernel(live: jax.Ref, holes: jax.Ref, *refs: jax.Ref, plan: "Plan", names: t
       plan: what it is written for.
       names: of `refs`.
     """
-    step, row = Step(plan, names, refs), pl.program_id(0)
+    step = Step(plan, names, refs)
+    row = step.row
     outputs = [f"value{index}" for index in range(len(plan.values))]
 
     @pl.when(step.block == 0)
@@ -87,6 +98,9 @@ def kernel(live: jax.Ref, holes: jax.Ref, *refs: jax.Ref, plan: "Plan", names: t
         # Above what is masked, whose weights are then 0.
         step.ref["maximum"][...] = jnp.full_like(step.ref["maximum"], MASKED / 10)
 
+    if plan.unit:
+        mosaic_pages.fetch(step, live)
+
     @pl.when(step.block < live[row])
     def _() -> None:
         if plan.cleared:
@@ -94,7 +108,7 @@ def kernel(live: jax.Ref, holes: jax.Ref, *refs: jax.Ref, plan: "Plan", names: t
             @pl.when(holes[row, step.block] != 0)
             def _() -> None:
                 for index in plan.cleared:
-                    _clear(step, step.ref[f"value{index}.plane0"], turned=plan.values[index].turned)
+                    _clear(step, step.plane(f"value{index}.plane0"), turned=plan.values[index].turned)
 
         clean(step)
         for_heads(plan, functools.partial(_add_block, step))
@@ -124,7 +138,7 @@ def clean(step: Step) -> None:
         step.ref[name][...] = jnp.where(seen, found, 0.0)
 
 
-def _clear(step: Step, values: jax.Ref, *, turned: bool) -> None:
+def _clear(step: Step, values: Any, *, turned: bool) -> None:
     """Sets values that no row sees to 0: a weight of zero does not silence a NaN."""
     plan = step.plan
     size = LANES if plan.slots % LANES == 0 else plan.slots

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from kernels_pallas._dispatch import device_kind
 from kernels_pallas._tpu import LANES, ROWS, not_a_tpu
 from kernels_pallas.coded import Coded, Parts
-from kernels_pallas.decode_attention import mosaic_codes, mosaic_floats, mosaic_mass, mosaic_plan
+from kernels_pallas.decode_attention import mosaic_codes, mosaic_floats, mosaic_mass, mosaic_pages, mosaic_plan
 from kernels_pallas.decode_attention.mosaic_parts import CHUNK
 from kernels_pallas.decode_attention.over_mesh import over_mesh
 from kernels_pallas.decode_attention.reference import Running, Segment, Totals, live_slots
@@ -27,6 +27,7 @@ from kernels_pallas.decode_attention.reference import Running, Segment, Totals, 
 _MOST_ROWS = 128  # of a head; a prompt's chunks are read by XLA
 _MOST_LEVELS = 16
 _NARROW = ("TPU v5",)  # chips whose matrix unit is 128 wide, and which look nothing but words up
+_TWO_CORES = ("TPU v5", "TPU v5p")  # that share a grid
 _FLOATS_ONLY = ("TPU7",)  # chips whose matrix unit takes no integers
 
 
@@ -51,7 +52,12 @@ def unsupported(segment: Segment, device: str) -> str | None:
     if segment.positions.shape[1] not in (1, *stored):
         return "heads that hold tokens of their own share stored keys"
     rows = segment.queries.shape[1] * segment.queries.shape[2] // max(stored)
-    return f"{rows} queries share a head, more than {_MOST_ROWS}" if rows > _MOST_ROWS else None
+    if rows > _MOST_ROWS:
+        return f"{rows} queries share a head, more than {_MOST_ROWS}"
+    if segment.pages is None:
+        return None
+    reason = mosaic_pages.unsupported(segment, float_plan(segment, segment.values, 1.0, device))
+    return reason and f"keys or values {reason}"
 
 
 def _unsupported_part(part: Coded) -> str | None:
@@ -76,7 +82,7 @@ def _unsupported_part(part: Coded) -> str | None:
 
 def _by_integers(segment: Segment, device: str) -> bool:
     """Whether `mosaic_codes` serves a segment that `unsupported` lets pass."""
-    if len(segment.keys) + len(segment.values) > 2 or segment.owners is not None:
+    if len(segment.keys) + len(segment.values) > 2 or segment.owners is not None or segment.pages is not None:
         return False
     keys, values = segment.keys[0], segment.values[0]
     if device.startswith(_FLOATS_ONLY) or keys.bits is None or values.bits is None or keys.bits < values.bits:
@@ -142,8 +148,12 @@ def _facts(segment: Segment) -> dict[str, Any]:
 def float_plan(segment: Segment, values: Parts, scale: float, device: str) -> mosaic_floats.Plan:
     """The plan of a kernel for the float matrix unit, of a segment's keys and of some values, or none."""
     shared, pooled = segment.positions.shape[1] == 1, segment.owners is not None
-    short, facts = not device.startswith(_NARROW), _facts(segment)
-    return mosaic_floats.plan_for(segment.keys, values, scale=scale, shared=shared, pooled=pooled, short=short, **facts)
+    given = {"scale": scale, "shared": shared, "pooled": pooled, "short": not device.startswith(_NARROW)}
+    if segment.pages is None:
+        return mosaic_floats.plan_for(segment.keys, values, **given, **_facts(segment))
+    parts = (mosaic_pages.shaped(one, segment.page) for one in (segment.keys, values))
+    plan = mosaic_floats.plan_for(*parts, **given, **_facts(segment))
+    return mosaic_pages.fitted(plan, segment.page, one_core=device not in _TWO_CORES)
 
 
 def _walk(
@@ -159,7 +169,10 @@ def _walk(
         found = mosaic_codes.run(plan, queries, keys[0], values[0], scale=scale, **given)
     else:
         holes = _holes(query_positions, positions, plan.slots) if plan.cleared else _no_holes(live, plan)
-        given |= pool_of(segment, query_positions, plan.rows)
+        given |= pool_of(segment, query_positions, plan.rows) | {"pages": None}
+        if segment.pages is not None:
+            keys, values = (mosaic_pages.with_scales(parts, segment) for parts in (keys, values))
+            given["pages"] = mosaic_pages.units_of(segment, plan)
         found = mosaic_floats.run(plan, queries, keys, values, holes=holes, **given)
 
     def as_heads(array: jax.Array) -> jax.Array:
@@ -210,6 +223,8 @@ def owned(segment: Segment) -> Segment:
 
 def mass_unsupported(segment: Segment) -> str | None:
     """Why the masses of a segment that is not `unsupported` cannot be given; None if they can."""
+    if segment.pages is not None:
+        return "pages are read"
     shared = segment.owners is None and segment.keys[0].num_heads != segment.num_kv_heads
     return "heads share their stored keys" if shared else None
 

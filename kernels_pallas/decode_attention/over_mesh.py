@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from kernels_pallas._dispatch import on_each_device, spread
 from kernels_pallas.decode_attention.reference import Segment
 
-_ARRAYS = ("queries", "keys", "values", "positions", "bias", "owners")
+_ARRAYS = ("queries", "keys", "values", "positions", "bias", "owners", "pages")
 
 
 def over_mesh(

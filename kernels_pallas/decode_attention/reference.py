@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas.coded import Coded, Parts, alignment, read_parts, slice_parts
+from kernels_pallas.slots.reference import take_slots
 
 _BLOCK_ELEMENTS = 1 << 18  # of keys: 1 MiB in float32, about a core's second-level cache
 _LEAST_BLOCK_SLOTS = 256  # smaller blocks are ruled by the loop's own cost
@@ -34,7 +35,7 @@ class Segment:
 
     Attributes:
       queries: `B T N R`, rotated; R is the width of the keys as they are stored.
-      keys: parts of `B k S R`, k a divisor of N; query head n reads head n // (N / k).
+      keys: parts of `B k S R`, k a divisor of N; query head n reads head n // (N / k). Of more slots with `pages`.
       values: parts of `B k S R`, k and R of their own.
       positions: `B K S` int32, or `B 1 S` where all heads hold the same tokens; -1 is an empty slot. The order of
         slots is free.
@@ -42,6 +43,10 @@ class Segment:
       owners: `B 1 S` int32 where heads share one pool of slots (k and K are then 1): the key/value head, of
         `num_kv_heads`, that alone sees a slot. None where each head has slots of its own.
       num_kv_heads: K of the model; N / K query heads belong to one.
+      pages: `B k count` int32, or None: the pages of the stored keys and values that are read, in any order. These are
+        the S = count * page slots of all else: slot s is stored at place s % page of page `pages[s // page]`. Negative
+        is no page, and its slots are empty: their positions are -1.
+      page: neighbouring slots of a page; 0 without pages.
     """
 
     queries: Any
@@ -51,6 +56,8 @@ class Segment:
     bias: Any = None
     owners: Any = None
     num_kv_heads: int | None = None
+    pages: Any = None
+    page: int = 0
 
     @classmethod
     def of_arrays(
@@ -135,6 +142,17 @@ def decode_attention(
     )
 
 
+def without_pages(segment: Segment) -> Segment:
+    """The same segment with its pages cut out and laid beside each other.
+
+    All at once: taken block by block, XLA would on a CPU lay out all that is stored in bfloat16 as float32 each time.
+    """
+    if segment.pages is None:
+        return segment
+    keys, values = (take_slots(parts, segment.pages, unit=segment.page) for parts in (segment.keys, segment.values))
+    return dataclasses.replace(segment, keys=keys, values=values, pages=None, page=0)
+
+
 class _Blocks:
     """A segment's slots in blocks, with the scores of all queries in each."""
 
@@ -171,6 +189,7 @@ class _Blocks:
 
 def walk(segment: Segment, query_positions: Int[Array, "B T"], scale: float) -> Running:
     """Attention over one segment, block by block: output, maximum and sum of weights, not divided by anything yet."""
+    segment = without_pages(segment)
     batch, num_tokens, num_heads = segment.queries.shape[:3]
     blocks = _Blocks(segment, query_positions, scale)
 
@@ -198,6 +217,7 @@ def mass_of(
     segment: Segment, query_positions: Int[Array, "B T"], scale: float, totals: Totals, mass: str
 ) -> Float[Array, "B K S"]:
     """What the weights of each slot come to, one of `MASSES`: a second walk over the keys."""
+    segment = without_pages(segment)
     blocks = _Blocks(segment, query_positions, scale)
     batch, num_kv_heads = segment.queries.shape[0], segment.num_kv_heads
     group = segment.queries.shape[2] // num_kv_heads

@@ -13,7 +13,8 @@ Scales and offsets of tokens go to scores and weights, those of groups of channe
 a channel of a token group alone to the keys and values. A scaled weight is below 2**15, as float16 has no room for
 more: what is held back is the maximum of the scaled ones. Sums over slots are kept slot by slot until the end, so that
 a step has one reduction, the maximum. Which slots count is said by positions; blocks behind the last live slot are not
-read. What lies in a slot that does not count may be NaN: scores, scales and values are selected.
+read. Rows of pages are read from where a list says that they are stored. What lies in a slot that does not count may be
+NaN: scores, scales and values are selected.
 
 Pallas has deprecated its Triton route since JAX 0.11: only the choice of `api.py` depends on this file.
 """
@@ -88,6 +89,7 @@ class Plan:
       num_warps: of a program.
       num_stages: of loads ahead.
       owner_rows: rows of queries of a key/value head where heads share a pool of slots, else 0.
+      page: slots of a page where pages are read, else 0.
     """
 
     fields: int
@@ -100,10 +102,15 @@ class Plan:
     num_warps: int
     num_stages: int
     owner_rows: int = 0
+    page: int = 0
 
 
-def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Plan:
+def plan_for(
+    keys: Parts, values: Parts, *, num_rows: int, num_heads: int, num_slots: int | None = None, page: int = 0
+) -> Plan:
     """A plan for Q rows of queries and B k heads: it fills the device, and next to no register is spilled on Hopper.
+
+    Of the slots that are stored `num_slots` are read, if they come in pages of `page`.
 
     Blocks take less shared memory than any device since compute capability 8.0 gives to a program, 99 KiB.
 
@@ -115,7 +122,7 @@ def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Pl
     width = power_of_2(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
     query_rows, many = max(power_of_2(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
     if all(map(in_words, parts)):
-        counts = (keys[0].num_slots, *(part.token_group for part in parts if part.token_group > 1))
+        counts = (page or keys[0].num_slots, *(part.token_group for part in parts if part.token_group > 1))
         fields = max(fields, 1 if any(count % 2 for count in counts) else 2)  # scales of two tokens are 32 bits
         query_rows = min(query_rows, max(64 // width, _FEWEST_ROWS))
         warps = min(query_rows * width // _FEWEST_ROWS, 8)
@@ -129,7 +136,7 @@ def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Pl
         warps = 8 if jnp.float32 in dtypes or width > 2 or (single and width > 1) else min(warps, 8)
         stages = 3 if all(dtype == jnp.int8 for dtype in dtypes) else 2
         stages = 1 if jnp.float32 in dtypes and width > 4 else stages  # of a multiprocessor's 99 KiB, they take 36
-    blocks = -(-keys[0].num_slots // (fields * rows))
+    blocks = -(-(num_slots or keys[0].num_slots) // (fields * rows))
     programs = num_heads * -(-num_rows // query_rows)
     return Plan(
         fields=fields,
@@ -141,6 +148,7 @@ def plan_for(keys: Parts, values: Parts, *, num_rows: int, num_heads: int) -> Pl
         lift=_LIFT if any(dtype_of(part) == jnp.float16 for part in values) else 0,
         num_warps=warps,
         num_stages=stages,
+        page=page,
     )
 
 
@@ -170,6 +178,10 @@ def unsupported(segment: Segment, device: str) -> str | None:
     fields = max(map(num_fields, parts))
     if any(part.token_group % fields for part in parts if part.token_group > 1):
         return f"groups of tokens divide the {fields} tokens that share a byte"
+    if segment.pages is not None and segment.pages.shape[1] != stored:
+        return "pages are not of as many heads as keys and values"
+    if segment.page % fields:
+        return f"pages of {segment.page} slots part the {fields} tokens that share a byte"
     rows = segment.queries.shape[1] * segment.queries.shape[2] // stored
     return f"{rows} queries share a head, more than {_MOST_ROWS}" if rows > _MOST_ROWS else None
 
@@ -231,7 +243,8 @@ def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float,
     batch, num_tokens, num_heads = segment.queries.shape[:3]
     total, values = batch * segment.keys[0].num_heads, segment.values
     count = batch * num_heads * num_tokens // total
-    plan = plan_for(segment.keys, values, num_rows=count, num_heads=total)
+    sizes = {"num_slots": segment.positions.shape[2], "page": segment.page}
+    plan = plan_for(segment.keys, values, num_rows=count, num_heads=total, **sizes)
     if segment.owners is not None:
         plan = dataclasses.replace(plan, owner_rows=count // segment.num_kv_heads)
     asked = asked_of(segment, query_positions, fields=plan.fields, heads=total)
@@ -320,7 +333,7 @@ class _State(NamedTuple):
 def _add_block(block: jax.Array, state: _State, *, rows: Rows, arrays: _Arrays, plan: Plan, interpret: bool) -> _State:
     """Adds a block of slots: the scores of all fields, their maximum, then field by field what the weights give."""
     asked = arrays.asked
-    slots = Slots(block * plan.rows, plan.rows, *asked.positions.shape)
+    slots = Slots(block * plan.rows, plan.rows, *asked.positions.shape, asked.pages, plan.page)
     fields = [field_of(index, slots, asked, rows) for index in range(plan.fields)]
     read = functools.partial(Reader, slots=slots, interpret=interpret)
     keys = list(map(read, asked.keys, plan.key_groups, asked.tables))

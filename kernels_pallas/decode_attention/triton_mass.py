@@ -37,6 +37,11 @@ from kernels_pallas.decode_attention.triton_scores import (
 )
 
 
+def unsupported(segment: Segment) -> str | None:
+    """Why the masses of a segment that is not `triton_gpu.unsupported` cannot be given; None if they can."""
+    return None if segment.pages is None else "pages are read"
+
+
 def mass(
     segment: Segment,
     query_positions: Int[Array, "B T"],
@@ -50,7 +55,7 @@ def mass(
     """What the weights of each slot come to: see `reference.decode_attention`, and `triton_gpu.walk` for the arguments.
 
     Args:
-      segment: one that is not `triton_gpu.unsupported`.
+      segment: one that is neither `triton_gpu.unsupported` nor `unsupported`.
       query_positions: `B T` int32.
       scale: of the scores.
       totals: of all segments.
@@ -128,7 +133,7 @@ def _kernel(arrays: _Arrays, found: jax.Ref, *, rows: Any, plan: Plan, kind: str
     weigh = functools.partial(_masses, arrays=arrays, plan=plan, kind=kind, interpret=interpret)
 
     def live_block(block: jax.Array, _: None) -> None:
-        slots = Slots(block * plan.rows, plan.rows, *arrays.asked.positions.shape)
+        slots = Slots(block * plan.rows, plan.rows, *arrays.asked.positions.shape, None, 0)
         if once is not None:
             masses = weigh(once, slots=slots)
         else:
@@ -143,7 +148,9 @@ def _kernel(arrays: _Arrays, found: jax.Ref, *, rows: Any, plan: Plan, kind: str
             slots.store(found, one if kind == "peak" else one * (1 / group), field)
 
     def dead_block(index: jax.Array, _: None) -> None:
-        slots = Slots((live + split + index * plan.splits) * plan.rows, plan.rows, *arrays.asked.positions.shape)
+        slots = Slots(
+            (live + split + index * plan.splits) * plan.rows, plan.rows, *arrays.asked.positions.shape, None, 0
+        )
         for field in range(plan.fields):
             slots.store(found, jnp.zeros((plan.rows,), jnp.float32), field)
 

@@ -175,16 +175,32 @@ class Field(NamedTuple):
 
 
 class Slots:
-    """The slots of a block, in rows of `fields` tokens."""
+    """The slots of a block, in rows of `fields` tokens.
 
-    def __init__(self, start: jax.Array, size: int, count: int, fields: int):
+    Attributes:
+      index: of each row, where keys and values are stored.
+      fields: tokens of a row.
+    """
+
+    def __init__(self, start: jax.Array, size: int, count: int, fields: int, pages: jax.Ref | None, page: int):
         index = start + jnp.arange(size, dtype=jnp.int32)
         self.index, self.fields, self._where = jnp.minimum(index, count - 1), fields, pl.ds(start, size)
         self._inside = index < count if count % size else None
+        self._paged = pages is not None
+        if pages is not None:
+            rows = jnp.full_like(self.index, page // fields)
+            found = jnp.maximum(pages[jax.lax.div(self.index, rows)], 0)
+            self.index = found * rows + jax.lax.rem(self.index, rows)
 
-    def load(self, ref: jax.Ref, *index: Any, before: tuple[int, ...] = (), fill: int = 0) -> jax.Array:
-        """Entries of the rows, `I ...`; `fill` behind the last one."""
-        return load(ref, self._inside, *before, self._where, *index, fill=fill)
+    def load(self, ref: jax.Ref, index: int, *, fill: int = 0) -> jax.Array:
+        """Entries of the rows in the order in which they are read, `I`; `fill` behind the last one."""
+        return load(ref, self._inside, self._where, index, fill=fill)
+
+    def stored(self, ref: jax.Ref, *index: Any, before: tuple[int, ...] = ()) -> jax.Array:
+        """Entries of the rows of keys or values, `I ...`; anything behind the last one."""
+        if self._paged:
+            return load(ref, None, *before, self.index, *index)
+        return load(ref, self._inside, *before, self._where, *index)
 
     def store(self, ref: jax.Ref, value: Float[Array, "slots"], *index: Any) -> None:
         """Writes entries of the rows that are there."""
@@ -231,7 +247,7 @@ class Reader:
         before = (group,) if len(ref.shape) == 3 else ()
         pairs = ref.dtype == jnp.int32
         entry = field.index // 2 if pairs else field.index
-        found = self._hold((name, group, entry), lambda: self._slots.load(ref, entry, before=before))
+        found = self._hold((name, group, entry), lambda: self._slots.stored(ref, entry, before=before))
         found = _half(found, field.index % 2) if pairs else found
         return jnp.where(field.seen, found.astype(jnp.float32), 0.0)
 
@@ -270,7 +286,7 @@ class Reader:
     def _elements(self, plane: int, entry: int, piece: Piece) -> jax.Array:
         """Of a plane: numbers, bytes, or two bytes."""
         key, where = (plane, entry, piece.start, piece.size), pl.ds(piece.start, piece.size)
-        return self._hold(key, lambda: self._slots.load(self.part.planes[plane], entry, where))
+        return self._hold(key, lambda: self._slots.stored(self.part.planes[plane], entry, where))
 
     def _planes(self, field: Field, piece: Piece) -> tuple[jax.Array, ...]:
         """The elements of all planes that hold a field."""

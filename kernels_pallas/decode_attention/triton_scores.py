@@ -41,6 +41,7 @@ class Asked(NamedTuple):
     tables: tuple[Any, ...]  # what codes of each part of the keys stand for, or None
     positions: Any  # B k I n, or B I n
     owners: Any  # B I n, or None
+    pages: Any  # B k count, or None: where the slots' keys are stored
     live: Any  # B k P, or B P: the largest is one past the last slot that is seen; None if positions are few
 
 
@@ -62,6 +63,7 @@ def asked_of(segment: Segment, query_positions: Int[Array, "B T"], *, fields: in
         tables=tuple(map(table_of, keys)),
         positions=_of_fields(segment.positions, fields),
         owners=None if segment.owners is None else _of_fields(segment.owners, fields),
+        pages=None if segment.pages is None else segment.pages.reshape(-1, segment.pages.shape[2]),
         live=_live_of(query_positions, segment.positions),
     )
 

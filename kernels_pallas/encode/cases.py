@@ -62,12 +62,12 @@ class Case:
         """Operation, rule, tokens, and whether a rotation comes first."""
         return f"encode.{self.rule}.s{self.slots}" + ".rotated" * self.transformed
 
-    def loop_trips(self, device: str) -> tuple[int, ...]:
+    def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
         """Times that the loop within a step runs."""
         del device
         blocks = self._blocks()
         count = blocks.heads * blocks.tokens // blocks.piece
-        return (count // mosaic_tpu.unrolled(count),)
+        return ((count // mosaic_tpu.unrolled(count),),)
 
     def _blocks(self) -> mosaic_tpu.Blocks:
         bits = RULES[self.rule].bits

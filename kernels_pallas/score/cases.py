@@ -45,10 +45,10 @@ class Case:
         kind = "bf16" if self.bits == 16 else f"int{self.bits}" + "table" * self.table
         return f"score.{kind}.g{self.group}" + ".rotated" * self.rotated
 
-    def loop_trips(self, device: str) -> tuple[int, ...]:
+    def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
         """Times that the loop over heads runs."""
         plan = self._plan(device)
-        return (plan.heads // plan.together,) if plan.together < plan.heads else ()
+        return ((plan.heads // plan.together,),) if plan.together < plan.heads else ()
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""

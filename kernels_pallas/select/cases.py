@@ -27,10 +27,10 @@ class Case:
         """Operation and slots."""
         return f"select.s{self.slots}"
 
-    def loop_trips(self, device: str) -> tuple[int, ...]:
+    def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
         """Bits, and pieces of a long row in each; the second search runs only where keys tie."""
         del device
-        return 32, mosaic_tpu.pieces(mosaic_tpu.rows_for(self.rows, self.slots), self.slots)
+        return ((32, mosaic_tpu.pieces(mosaic_tpu.rows_for(self.rows, self.slots), self.slots)),)
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""

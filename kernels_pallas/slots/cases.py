@@ -41,10 +41,10 @@ class Case:
     def _block(self) -> int:
         return mosaic_tpu.block_of(self.slots * self.width // 8)
 
-    def loop_trips(self, device: str) -> tuple[int, ...]:
+    def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
         """Times that the loop within a step runs."""
         del device
-        return (self._block // mosaic_tpu.piece_of(self._block),)
+        return ((self._block // mosaic_tpu.piece_of(self._block),),)
 
     def runs_on(self, device: str) -> bool:
         """Whether the kernel serves a kind of device."""

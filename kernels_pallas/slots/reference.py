@@ -27,13 +27,13 @@ def take_slots(parts: Parts, index: Int[Array, "B K units"], *, unit: int) -> Pa
         tokens_third = jnp.moveaxis(array, axis, 2)  # B k entries ...
         return jnp.moveaxis(_take(tokens_third, index[:, ::shared], unit, entries), 2, axis)
 
-    return tuple(_finer(part.map_tokens(take), unit) for part in parts)
+    return tuple(finer(part.map_tokens(take), unit) for part in parts)
 
 
-def _finer(part: Part, unit: int) -> Part:
+def finer(part: Part, unit: int) -> Part:
     """The same part; where a unit was cut out of a group that shares scales, units have scales of their own."""
     if isinstance(part, Rotated):
-        return dataclasses.replace(part, parts=tuple(_finer(one, unit) for one in part.parts))
+        return dataclasses.replace(part, parts=tuple(finer(one, unit) for one in part.parts))
     return dataclasses.replace(part, token_group=min(part.token_group, unit))
 
 

@@ -11,8 +11,15 @@ DEPTHS = [0, 1, 1, 2, 3, 3, 1, 2, *[1] * 12, 2, 0]  # the 1 between two 2 is con
 SPILLS = [1, 1, 0, 0, 1, 0, 0, 1, *[0] * 12, 1, 0]
 
 
-@pytest.mark.parametrize(("trips", "expected"), [((), (14, 1)), ((32, 4), (14 + 3 * 32 + 2 * 128, 1 + 128 + 32))])
-def test_bundles_of_the_grid_loop_count_and_those_of_the_first_loop_within(trips, expected, tmp_path):
+@pytest.mark.parametrize(
+    ("trips", "expected"),
+    [
+        ((), (14, 1)),
+        (((32, 4),), (14 + 3 * 32 + 2 * 128, 1 + 128 + 32)),
+        (((32, 4), (10,)), (14 + 3 * 32 + 2 * 128 + 10, 1 + 128 + 32 + 10)),
+    ],
+)
+def test_bundles_of_the_grid_loop_count_and_those_of_the_first_loops_within(trips, expected, tmp_path):
     lines = [f"     0x{index:x} LB: {'> ' * depth}{{ {index} }}" for index, depth in enumerate(DEPTHS)]
     (tmp_path / "3-decode_attention.1-77-final_bundles.txt").write_text("\n".join(lines))
     use = ["a comment", "VALU, VSTORE:SPILL", "4, 1", "another", *[f"1 {spilled}" for spilled in SPILLS]]

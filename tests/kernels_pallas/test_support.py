@@ -27,6 +27,8 @@ def test_every_cell_names_an_implementation_and_cpus_run_the_reference():
         ("decode_attention", "keys 4 bits, values 2", "v5p", "mosaic_tpu"),
         ("decode_attention", "4 bits", "tpu7x", "mosaic_tpu"),
         ("decode_attention", "keys from before RoPE", "v6e", "reference"),
+        ("decode_attention", "4 bits, pages of 16", "v5e", "mosaic_tpu"),
+        ("decode_attention", "4 bits, heads of 64, pages of 16", "v6e", "reference"),
         ("score", "4 bits, rotated", "v5e", "mosaic_tpu"),
         ("score", "keys from before RoPE", "v6e", "reference"),
     ],

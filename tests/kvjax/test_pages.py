@@ -9,6 +9,7 @@ import pytest
 
 from kernels_pallas.coded import Coded
 from kernels_pallas.decode_attention import Segment
+from kernels_pallas.decode_attention.reference import without_pages
 from kvjax.evidence import empty_evidence
 from kvjax.pages import add_pages, best_pages, page_bounds
 from kvjax.selections.knorm import KNorm
@@ -121,7 +122,10 @@ def read(keys, positions, queries, count):
     @jax.jit(compiler_options=QUICK)
     def parts(state, queries):
         chosen = best_pages(segment, state, queries, count=count)
-        return chosen.keys[0].planes[0], chosen.values[0].planes[0], chosen.positions
+        assert chosen.keys is segment.keys
+        assert chosen.values is segment.values
+        cut = without_pages(chosen)
+        return cut.keys[0].planes[0], cut.values[0].planes[0], chosen.positions
 
     return [np.asarray(array) for array in parts(state, queries[:, None])]
 

@@ -88,9 +88,13 @@ def in_parts(keys, values, **changes):
     return dataclasses.replace(whole, keys=parts(keys), values=parts(values)), query_positions
 
 
-def attend(queries, keys, values, positions, query_positions, bias=None, *, walk=triton_gpu.walk, **options):
+def attend(
+    queries, keys, values, positions, query_positions, bias=None, pages=None, *, walk=triton_gpu.walk, **options
+):
     keys, values = (parts if isinstance(parts, tuple) else (parts,) for parts in (keys, values))
-    segment = Segment(queries=queries, keys=keys, values=values, positions=positions, bias=bias)
+    segment = Segment(queries=queries, keys=keys, values=values, positions=positions, bias=bias, pages=pages)
+    if pages is not None:
+        segment = dataclasses.replace(segment, page=positions.shape[2] // pages.shape[2])
     segment = dataclasses.replace(segment, num_kv_heads=max(keys[0].num_heads, positions.shape[1]))
     return walk(segment, query_positions, queries.shape[3] ** -0.5, **options)
 
@@ -112,6 +116,7 @@ class Case:
       group: G.
       tokens: T.
       size: D.
+      pages: of 16 slots that each head reads; 0 for all.
     """
 
     keys: str
@@ -119,6 +124,7 @@ class Case:
     group: int = 8
     tokens: int = 1
     size: int = 128
+    pages: int = 0
 
     def build(self):
         """The arguments of `attend` and `weigh`, as shapes."""
@@ -142,8 +148,12 @@ class Case:
 
         keys, values = (grow(part_of(generator, kind, small, empty=empty)) for kind in (self.keys, self.values))
         queries = jax.ShapeDtypeStruct((8, self.tokens, 8 * self.group, self.size), jnp.bfloat16)
-        integers = [jax.ShapeDtypeStruct(size, jnp.int32) for size in ((8, 1, 16_384), (8, self.tokens))]
-        return queries, keys, values, *integers
+        read = (8, 8, 16 * self.pages) if self.pages else (8, 1, 16_384)
+        positions, query_positions, pages = (
+            jax.ShapeDtypeStruct(size, jnp.int32) for size in (read, (8, self.tokens), (8, 8, self.pages))
+        )
+        given = queries, keys, values, positions, query_positions
+        return (*given, None, pages) if self.pages else given
 
 
 CASES = {
@@ -158,6 +168,9 @@ CASES = {
     "lloyd3": Case("table3", "table3"),
     "kivi2": Case("channel2", "group2"),
     "int4.t16": Case("int4", "int4", tokens=16),
+    "bf16.pages": Case("bfloat16", "bfloat16", pages=64),
+    "int4.pages": Case("int4", "int4", pages=64),
+    "kivi2.pages": Case("channel2", "group2", pages=64),
     "bf16.d256": Case("bfloat16", "bfloat16", size=256),
     "fp8.d80": Case("float8_e4m3fn", "float8_e4m3fn", size=80),
     "f32.d256.t16": Case("float32", "float32", size=256, tokens=16),

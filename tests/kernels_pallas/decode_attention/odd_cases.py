@@ -31,6 +31,8 @@ class Case:
     pool: bool = False
     parts: int = 1
     mass: str = ""
+    pages: int = 0
+    page: int = 16
 
     def part(self, bits, size):
         """Keys or values."""
@@ -58,17 +60,18 @@ class Case:
 
     def build(self, mesh):
         """A function to compile, and the shapes of its arguments."""
-        heads = self.heads * self.group
+        heads, read = self.heads * self.group, self.pages * self.page or self.slots
         arrays = (
             shape((2, self.tokens, heads, self.size * self.parts), jnp.bfloat16),
             self.part(self.keys, self.size),
             self.part(self.values or self.keys, self.value_size or self.size),
-            shape((2, self.heads if self.own else 1, self.slots), jnp.int32),
+            shape((2, self.heads if self.own or self.pages else 1, read), jnp.int32),
             shape((2, self.tokens, heads), jnp.float32) if self.biased else None,
             shape((2, self.tokens), jnp.int32),
+            shape((2, self.heads, self.pages), jnp.int32) if self.pages else None,
         )
 
-        def attend(queries, keys, values, positions, bias, query_positions):
+        def attend(queries, keys, values, positions, bias, query_positions, pages):
             segment = Segment(
                 queries=queries,
                 keys=keys,
@@ -77,6 +80,8 @@ class Case:
                 bias=bias,
                 owners=positions if self.pool else None,
                 num_kv_heads=self.heads,
+                pages=pages,
+                page=self.page if self.pages else 0,
             )
             if not self.mass:
                 return mosaic_tpu.walk(segment, query_positions, 1.0, mesh=mesh)
@@ -131,5 +136,9 @@ CASES = (
     Case("bf16, masses", 16, mass="sum"),
     Case("int4 and 300 slots, largest masses", 4, slots=300, tokens=4, mass="peak"),
     Case("int2 by channel, low masses of a head's own tokens", 2, form="by channel 32", own=True, mass="low"),
+    Case("int2 by channel, pages of half a group", 2, form="by channel 32", pages=59),
+    Case("f32, wide heads, pages of 24 in several blocks", 32, size=256, slots=4800, page=24, pages=99, tokens=2),
+    Case("bf16, pages of 24", 16, slots=4800, page=24, pages=5),
+    Case("int3, channels, one head, pages of 32", 3, heads=1, group=8, page=32, pages=40, form="channels"),
     Case("int4, latent", 4, size=576, value_size=512, heads=1, group=16),
 )

@@ -1,5 +1,7 @@
 """Segments of parts of every layout, a tenth of their slots empty and NaN wherever those can hold it."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -86,3 +88,38 @@ def made(make_keys, make_values, *, batch=1, stored=2, group=4, tokens=1, slots=
         num_kv_heads=stored,
     )
     return segment, jnp.asarray(slots - tokens + np.tile(np.arange(tokens, dtype=np.int32), (batch, 1)))
+
+
+def paged(segment, page, count, *, missing=1, seed=0):
+    """Some pages of a segment, each head's own and in any order, and the whole segment with all other slots empty.
+
+    The last `missing` entries of a list name no page. What lies in pages that are not read is NaN wherever it can be.
+    """
+    generator = np.random.default_rng(seed)
+    batch, heads = segment.queries.shape[0], segment.keys[0].num_heads
+    whole = np.broadcast_to(np.asarray(segment.positions), (batch, heads, segment.positions.shape[2]))
+    total = whole.shape[2] // page
+    pages = [generator.permutation(total)[:count] for _ in range(batch * heads)]
+    pages = np.stack(pages).reshape(batch, heads, count).astype(np.int32)
+    pages[:, :, count - missing :] = -1
+    slots = (pages[..., None] * page + np.arange(page)).reshape(batch, heads, -1)
+    of_pages = np.where(slots >= 0, np.take_along_axis(whole, np.maximum(slots, 0), axis=2), -1)
+    read = (pages[..., None] == np.arange(total)).any(axis=2).repeat(page, axis=2)
+    keys, values = (tuple(spoiled(part, read) for part in parts) for parts in (segment.keys, segment.values))
+    others_empty = dataclasses.replace(segment, positions=jnp.asarray(np.where(read, whole, -1)))
+    own = {"positions": jnp.asarray(of_pages), "pages": jnp.asarray(pages), "page": page}
+    return dataclasses.replace(segment, keys=keys, values=values, **own), others_empty
+
+
+def spoiled(part, read):
+    """A part with NaN, where it has floats, in all slots but those that are read (`B k S`)."""
+
+    def spoil(array, *, axis, entries):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return array
+        tokens = entries[1] // entries[0]
+        kept = read.reshape(*read.shape[:2], -1, tokens).any(axis=3)
+        kept = kept.reshape(*kept.shape[:2], *(1,) * (axis - 2), kept.shape[2], *(1,) * (array.ndim - axis - 1))
+        return jnp.where(kept, array, jnp.asarray(np.nan, array.dtype))
+
+    return part.map_tokens(spoil)

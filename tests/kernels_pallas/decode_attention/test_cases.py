@@ -19,6 +19,8 @@ def test_names_are_distinct_and_say_kind_and_group():
         ("decode_attention.int8.g4", "TPU v5", 2048 * (8 * (2 * 128 + 4) + 4)),
         ("decode_attention.int4int2.g8", "TPU v6 lite", 4096 * (8 * (64 + 32 + 4) + 4)),
         ("decode_attention.int4int2.g8", "TPU7x", 2048 * (8 * (64 + 32 + 4) + 4)),
+        ("decode_attention.bf16pages.g8", "TPU v5 lite", 1024 * (8 * 2 * 128 * 2 + 8 * 4)),
+        ("decode_attention.int4pages.g8", "TPU v5", 1024 * (8 * (2 * 64 + 4) + 8 * 4)),
         ("decode_attention.int2kivi.g8", "TPU7x", 2048 * (8 * (2 * 32 + 2 * 4 * 2 + 2 * 4 * 2) + 4)),
     ],
 )
@@ -30,4 +32,5 @@ def test_a_step_reads_keys_values_scales_and_positions(name, device, expected):
 def test_the_kernel_serves_them(case):
     for device in ("TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"):
         assert case.runs_on(device)
-    assert case.loop_trips("TPU7x") == (() if case.keys == 16 or case.form == "e4m3fn" else (4,))
+    copies = ((1, 8),) if case.pages else ()
+    assert case.loop_trips("TPU7x") == (copies if case.keys == 16 or case.form == "e4m3fn" else (*copies, (4,)))

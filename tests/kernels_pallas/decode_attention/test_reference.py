@@ -8,6 +8,7 @@ import pytest
 from kernels_pallas.coded import Coded, pack
 from kernels_pallas.decode_attention import Segment, decode_attention, reference
 from kernels_pallas.decode_attention.reference import MASSES, block_slots_for
+from tests.kernels_pallas.decode_attention.parts import FORMS, LEVELS, made, of_bits, of_floats, paged
 
 
 def inputs(*, batch=2, tokens=1, slots=300, query_heads=4, kv_heads=2, head_size=16, seed=0):
@@ -291,3 +292,43 @@ def test_a_pool_equals_slots_of_each_heads_own(tokens, mass, monkeypatch):
         assert ours[0].mass.shape == (2, 1, pool)
         np.testing.assert_allclose(ours[0].mass, pooled(theirs[0].mass), rtol=2e-5, atol=1e-7)
         np.testing.assert_allclose(ours[1].mass, theirs[1].mass, rtol=2e-5, atol=1e-7)
+
+
+PAGED = [
+    (of_floats("float32"), of_floats("bfloat16"), 16, {}),
+    (of_bits(4), of_bits(8), 16, {"own": True, "tokens": 2}),
+    (of_bits(3), of_bits(2), 8, {"batch": 2}),
+    (of_bits(2, **FORMS["by channel"]), of_bits(4, **FORMS["channels"]), 16, {}),
+    (of_bits(4, levels=LEVELS), of_bits(1), 24, {}),
+    (of_bits(4), of_bits(8), 3, {}),
+    (of_bits(4, **FORMS["by channel"]), of_floats("float8_e4m3fn"), 64, {}),
+]
+
+
+@pytest.mark.parametrize("index", range(len(PAGED)))
+def test_pages_equal_the_whole_segment_with_all_others_empty(index, monkeypatch):
+    """Each head's own pages in any order, some entries none; what lies elsewhere is NaN and cannot matter."""
+    monkeypatch.setattr(reference, "_BLOCK_ELEMENTS", 1)
+    keys, values, page, changes = PAGED[index]
+    segment, positions = made(keys, values, slots=768, size=32, **changes)
+    own, others_empty = paged(segment, page, 320 // page // 2 * 2, missing=2)
+    given = {"query_positions": positions, "scale": 0.25}
+
+    @jax.jit
+    def both():
+        attended = [decode_attention((one,), **given)[0] for one in (own, others_empty)]
+        return [(one.output, one.weight) for one in attended]
+
+    (ours, weight), (theirs, its_weight) = both()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(weight, its_weight, atol=1e-6)
+
+
+def test_masses_of_pages_are_in_the_order_of_the_list():
+    segment, positions = made(of_floats("float32"), of_floats("float32"), slots=128, size=16)
+    own, others_empty = paged(segment, 8, 6)
+    given = {"query_positions": positions, "scale": 0.25, "mass": "sum"}
+    ours, theirs = jax.jit(lambda: [decode_attention((one,), **given)[0].mass for one in (own, others_empty)])()
+    slots = (np.asarray(own.pages)[..., None] * 8 + np.arange(8)).reshape(1, 2, -1)
+    expected = np.where(slots < 0, 0.0, np.take_along_axis(np.asarray(theirs), np.maximum(slots, 0), axis=2))
+    np.testing.assert_allclose(ours, expected, atol=1e-6)

@@ -14,6 +14,7 @@ from kernels_pallas.coded import Coded, Rotated
 from kernels_pallas.decode_attention import Segment, reference, triton_gpu
 from tests.cuda import needs_cuda
 from tests.kernels_pallas.decode_attention.gpu_cases import CASES, CHIP, attend, in_parts, made, packed, resources_of
+from tests.kernels_pallas.decode_attention.parts import paged
 from tests.kernels_pallas.decode_attention.running import assert_equal, finished
 
 TOLERANCE = {"float32": 2e-6, "float16": 1e-3}  # of the largest number
@@ -40,7 +41,15 @@ def by_reference(*given):
 
 
 def arrays_of(segment, query_positions):
-    return segment.queries, segment.keys, segment.values, segment.positions, query_positions, segment.bias
+    return (
+        segment.queries,
+        segment.keys,
+        segment.values,
+        segment.positions,
+        query_positions,
+        segment.bias,
+        segment.pages,
+    )
 
 
 KINDS = [
@@ -215,6 +224,28 @@ def test_over_a_mesh_each_device_runs_it_on_what_it_has():
     assert_equal(finished(ours), by_reference(*given), ROUNDED)
 
 
+PAGED = [
+    ("bfloat16", {"size": 32}, (8, 9)),
+    ("float32", {"tokens": 2}, (12, 5)),
+    ("int4", {"batch": 1}, (16, 6)),
+    ("int3", {"batch": 1}, (8, 11)),
+    ("channel2", {"batch": 1, "values": "group2"}, (16, 5)),
+    ("int8", {"slots": 189, "batch": 1}, (3, 30)),
+    ("table2", {"batch": 1, "size": 80}, (4, 17)),
+]
+
+
+@pytest.mark.parametrize("index", range(len(PAGED)))
+def test_pages_are_read_where_they_are_stored(index):
+    """Each head's own, in any order; what lies in others, and what an entry of no page finds, cannot matter."""
+    kind, changes, (page, count) = PAGED[index]
+    segment, query_positions = made(kind, **changes)
+    segment, others_empty = paged(segment, page, count)
+    assert triton_gpu.unsupported(segment, CHIP) is None
+    ours = by_kernel(segment, query_positions)
+    assert_equal(ours, by_reference(others_empty, query_positions), TOLERANCE.get(kind, ROUNDED))
+
+
 def unserved():
     """What a segment is, and why it is not served."""
     segment, _ = made("int8", slots=64)
@@ -238,10 +269,20 @@ def unserved():
         ({"values": made("int8", slots=64, stored=1)[0].values}, "keys and values are not of as many heads"),
         ({"positions": jnp.zeros((2, 4, 64), jnp.int32)}, "heads that hold tokens of their own share stored keys"),
         ({"queries": jnp.zeros((2, 40, 16, 64))}, "320 queries share a head, more than 256"),
+        ({"pages": jnp.zeros((2, 4, 8), jnp.int32), "page": 4}, "pages are not of as many heads as keys and values"),
+        (
+            {"values": made("int2", slots=64)[0].values, "pages": jnp.zeros((2, 2, 8), jnp.int32), "page": 2},
+            "pages of 2 slots part the 4 tokens that share a byte",
+        ),
+        ({"pages": jnp.zeros((2, 4, 8), jnp.int32), "page": 4}, "pages are not of as many heads as keys and values"),
+        (
+            {"values": made("int2", slots=64)[0].values, "pages": jnp.zeros((2, 2, 8), jnp.int32), "page": 2},
+            "pages of 2 slots part the 4 tokens that share a byte",
+        ),
     ]
 
 
-@pytest.mark.parametrize("index", range(14))
+@pytest.mark.parametrize("index", range(16))
 def test_what_is_not_served_says_why(index):
     segment, (changes, reason) = made("int8", slots=64)[0], unserved()[index]
     assert reason in triton_gpu.unsupported(dataclasses.replace(segment, **changes), CHIP)
@@ -264,7 +305,7 @@ def test_the_route_takes_every_operation(name):
     assert "__gpu$xla.gpu.triton" in function(*CASES[name].build()).mlir_module()
 
 
-SPILLED = {"lloyd3": 64, "lloyd4": 8, "kivi2": 16}
+SPILLED = {"lloyd3": 64, "lloyd4": 8, "kivi2": 16, "kivi2.pages": 16}
 """Bytes that may be spilled, by kernels that take all 255 registers; of 6,000 instructions a step."""
 
 

@@ -30,7 +30,7 @@ def test_a_step_moves_keys_scales_positions_and_scores(name, expected):
 def test_the_kernel_serves_them(case):
     for device in ("TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"):
         assert case.runs_on(device)
-    assert case.loop_trips("TPU7x") == (() if case.bits == 16 else (4,))
+    assert case.loop_trips("TPU7x") == (() if case.bits == 16 else ((4,),))
     function, arguments = case.build(one_device())
     assert [array.shape for array in arguments[1:]] == [(8, 8 * case.group, 128), (1, 8 * case.group, 64)]
     assert jax.tree.leaves(arguments[0])[0].shape[:2] == (8, 8)
