@@ -133,7 +133,7 @@ def _kernel(arrays: _Arrays, found: jax.Ref, *, rows: Any, plan: Plan, kind: str
     weigh = functools.partial(_masses, arrays=arrays, plan=plan, kind=kind, interpret=interpret)
 
     def live_block(block: jax.Array, _: None) -> None:
-        slots = Slots(block * plan.rows, plan.rows, *arrays.asked.positions.shape, None, 0)
+        slots = Slots(block * plan.rows, plan.rows, *arrays.asked.positions.shape)
         if once is not None:
             masses = weigh(once, slots=slots)
         else:
@@ -148,9 +148,7 @@ def _kernel(arrays: _Arrays, found: jax.Ref, *, rows: Any, plan: Plan, kind: str
             slots.store(found, one if kind == "peak" else one * (1 / group), field)
 
     def dead_block(index: jax.Array, _: None) -> None:
-        slots = Slots(
-            (live + split + index * plan.splits) * plan.rows, plan.rows, *arrays.asked.positions.shape, None, 0
-        )
+        slots = Slots((live + split + index * plan.splits) * plan.rows, plan.rows, *arrays.asked.positions.shape)
         for field in range(plan.fields):
             slots.store(found, jnp.zeros((plan.rows,), jnp.float32), field)
 

@@ -182,7 +182,7 @@ class Slots:
       fields: tokens of a row.
     """
 
-    def __init__(self, start: jax.Array, size: int, count: int, fields: int, pages: jax.Ref | None, page: int):
+    def __init__(self, start: jax.Array, size: int, count: int, fields: int, pages: Any = None, page: int = 0):
         index = start + jnp.arange(size, dtype=jnp.int32)
         self.index, self.fields, self._where = jnp.minimum(index, count - 1), fields, pl.ds(start, size)
         self._inside = index < count if count % size else None

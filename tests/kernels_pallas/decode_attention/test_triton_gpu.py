@@ -274,11 +274,6 @@ def unserved():
             {"values": made("int2", slots=64)[0].values, "pages": jnp.zeros((2, 2, 8), jnp.int32), "page": 2},
             "pages of 2 slots part the 4 tokens that share a byte",
         ),
-        ({"pages": jnp.zeros((2, 4, 8), jnp.int32), "page": 4}, "pages are not of as many heads as keys and values"),
-        (
-            {"values": made("int2", slots=64)[0].values, "pages": jnp.zeros((2, 2, 8), jnp.int32), "page": 2},
-            "pages of 2 slots part the 4 tokens that share a byte",
-        ),
     ]
 
 
