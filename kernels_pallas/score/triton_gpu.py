@@ -180,6 +180,7 @@ class _Arrays(NamedTuple):
     """What the kernel reads; heads are B k of them."""
 
     asked: Asked
+    rest: Any  # what rows lose as bfloat16, `heads Q R`; None beside other keys, or without a first term
     back: _Back | None  # None without a second term
 
 
@@ -209,7 +210,10 @@ def score(
     heads = batch * keys.parts[0].num_heads
     never = jnp.full((batch, 1), _NEVER, jnp.int32)
     asked = asked_of(segment, never, fields=plan.fields, heads=heads)
-    arrays = _Arrays(asked, None if weights is None else _back_of(keys, weights, plan))
+    rest = None
+    if rows is not None and all(dtype_of(part) == jnp.bfloat16 for part in keys.parts):
+        rest = asked.queries - jax.lax.reduce_precision(asked.queries, 8, 7)
+    arrays = _Arrays(asked, rest, None if weights is None else _back_of(keys, weights, plan))
     owner_rows = 0 if keys.owners is None else num_heads // keys.num_kv_heads
     plan = dataclasses.replace(plan, owner_rows=owner_rows)
     pairs = None if weights is None else _pairs_of(keys)
@@ -273,7 +277,7 @@ def _call(
     return pl.pallas_call(
         functools.partial(_kernel, first=first, plan=plan, pairs=pairs, interpret=bool(interpret)),
         grid=(-(-num_rows // plan.query_rows), heads, plan.splits),
-        in_specs=[_Arrays(specs_of(arrays.asked, heads, axis=1), of_back)],
+        in_specs=[_Arrays(*specs_of((arrays.asked, arrays.rest), heads, axis=1), of_back)],
         out_specs=pl.BlockSpec((None, num_rows, *slots), lambda block, head, split: (head, 0, 0, 0)),
         out_shape=jax.ShapeDtypeStruct((heads, num_rows, *slots), jnp.float32),
         compiler_params=pltriton.CompilerParams(num_warps=plan.num_warps, num_stages=plan.num_stages),
@@ -288,7 +292,10 @@ def _kernel(
     """Some blocks of a head's slots."""
     split, asked = pl.program_id(2), arrays.asked
     start, count = pl.program_id(0) * plan.query_rows, asked.positions.shape[0]
-    rows = rows_of(asked, start, size=plan.query_rows, groups=plan.key_groups, scale=1.0, owner_rows=plan.owner_rows)
+    read_rows = functools.partial(rows_of, start=start, size=plan.query_rows, groups=plan.key_groups, scale=1.0)
+    rows, rest = read_rows(asked, owner_rows=plan.owner_rows), None
+    if arrays.rest is not None:
+        rest = read_rows(asked._replace(queries=arrays.rest, bias=None))
     second = None
     if arrays.back is not None:
         second = (
@@ -306,6 +313,8 @@ def _kernel(
         for index in range(plan.fields):
             field = field_of(index, slots, asked, rows)
             total = scores_of(keys, field, rows) if first else jnp.zeros((), jnp.float32)
+            if rest is not None:
+                total = total + scores_of(keys, field, rest)
             if second is not None:
                 total = total + second(keys, field)
             _store(found, jnp.where(field.visible, total, 0.0), index, slots=slots, rows=rows, start=start)
@@ -344,7 +353,8 @@ def _paired(back: _Back, rows: Rows, pairs: tuple[_Pair, ...]) -> Any:
     """The second term of keys as they are stored, of a block's readers and a field."""
     weights = [back.weights[rows.where, pair.pieces[0].where] for pair in pairs]
     means = [
-        None if back.mean is None else [back.mean[half, pair.pieces[0].where] for half in (0, 1)] for pair in pairs
+        None if back.mean is None else [back.mean[half, pair.pieces[0].where] for half in map(jnp.int32, (0, 1))]
+        for pair in pairs
     ]
 
     def term(keys: list[Reader], field: Field) -> Float[Array, "slots Q"]:
@@ -375,7 +385,7 @@ def _turned(back: _Back, rows: Rows, *, held: bool) -> Any:
 
     def read(start: Any) -> tuple[Any, ...]:
         piece = pl.ds(start, size)
-        first, second = (functools.partial(lambda half, ref: ref[half, piece], half) for half in (0, 1))
+        first, second = (functools.partial(lambda half, ref: ref[half, piece], half) for half in map(jnp.int32, (0, 1)))
         rest = back._replace(weights=None)
         return back.weights[rows.where, piece], [jax.tree.map(first, rest), jax.tree.map(second, rest)]
 

@@ -55,7 +55,7 @@ KINDS = {
     "kivi, turned": (KIVI, {"slots": 256, "basis": rotation(32, 32)}),
     "groups": (of_bits(4, **FORMS["channels"]), {"size": 128, "mean": (1, 2, 128)}),
     "groups, turned": (of_bits(4, **FORMS["channels"]), {"size": 64, "basis": rotation(64, 64)}),
-    "groups of 24": (of_bits(4, groups=2), {"size": 48}),
+    "halves that do not pair": (of_bits(4), {"size": 48}),
     "a group of 16": (of_bits(2, offset=True), {"size": 16}),
 }
 
@@ -165,7 +165,7 @@ def test_plans():
         for name, case in (("turned", Case(4)), ("own", Case(4, rotated=False)), ("floats", Case(16, rotated=False)))
     }
     assert (plans["turned"].rows, plans["turned"].num_warps, plans["turned"].fields) == (64, 4, 2)
-    assert [piece.place for piece in plans["own"].key_groups[0][0]] == [0, 1, 64, 65]
+    assert [piece.place for piece in plans["own"].key_groups[0][0]] == [0, 64, 1, 65]
     assert [piece.place for piece in plans["floats"].key_groups[0][0]] == [0, 64]
 
 
