@@ -426,7 +426,7 @@ def _make(keys: list[Reader], field: Field) -> None:
                 reader.numbers(field, piece)
 
 
-def _half_of(keys: list[Reader], field: Field, back: _Back, *, late: bool) -> Float[Array, "slots bands"]:
+def _half_of(keys: list[Reader], field: Field, back: _Back, *, late: bool) -> Float[Array, "slots half"]:
     """Numbers of one half of some bands; `late` leaves scales out."""
     columns, of_offsets, total = iter(back.basis), iter(back.sums), None
     for reader in keys:
@@ -450,7 +450,7 @@ def _scaled(
 
 
 def _weighed(
-    first: Float[Array, "slots bands"], second: Float[Array, "slots bands"], weights: Float[Array, "Q bands"]
+    first: Float[Array, "slots half"], second: Float[Array, "slots half"], weights: Float[Array, "Q half"]
 ) -> Float[Array, "slots Q"]:
     """Weighted lengths."""
     return _roughly(jnp.sqrt(first * first + second * second), weights)
