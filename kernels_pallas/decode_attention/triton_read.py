@@ -54,7 +54,7 @@ def groups_of(part: Coded, first: int = 0) -> Groups:
     """How the channels of a part are cut; places begin at `first`."""
     count = num_groups(part)
     size = part.planes[0].shape[3] // count
-    return tuple(_pieces(size * index, size, first=first, words=in_words(part)) for index in range(count))
+    return tuple(pieces_of(size * index, size, first=first, words=in_words(part)) for index in range(count))
 
 
 def groups_of_all(parts: tuple[Coded, ...]) -> tuple[Groups, ...]:
@@ -83,7 +83,7 @@ def _is_half(array: Any) -> bool:
     return array.dtype == jnp.float16
 
 
-def _pieces(start: int, width: int, *, first: int, words: bool) -> tuple[Piece, ...]:
+def pieces_of(start: int, width: int, *, first: int, words: bool) -> tuple[Piece, ...]:
     """Powers of two that make up a width, the largest first: 80 = 64 + 16."""
     found: list[Piece] = []
     end = start + width
@@ -180,12 +180,14 @@ class Slots:
     Attributes:
       index: of each row, where keys and values are stored.
       fields: tokens of a row.
+      where: the rows in the order in which they are read.
+      inside: which of them there are; None if all.
     """
 
     def __init__(self, start: jax.Array, size: int, count: int, fields: int, pages: Any = None, page: int = 0):
         index = start + jnp.arange(size, dtype=jnp.int32)
-        self.index, self.fields, self._where = jnp.minimum(index, count - 1), fields, pl.ds(start, size)
-        self._inside = index < count if count % size else None
+        self.index, self.fields, self.where = jnp.minimum(index, count - 1), fields, pl.ds(start, size)
+        self.inside = index < count if count % size else None
         self._paged = pages is not None
         if pages is not None:
             rows = jnp.full_like(self.index, page // fields)
@@ -194,21 +196,21 @@ class Slots:
 
     def load(self, ref: jax.Ref, index: int, *, fill: int = 0) -> jax.Array:
         """Entries of the rows in the order in which they are read, `I`; `fill` behind the last one."""
-        return load(ref, self._inside, self._where, index, fill=fill)
+        return load(ref, self.inside, self.where, index, fill=fill)
 
     def stored(self, ref: jax.Ref, *index: Any, before: tuple[int, ...] = ()) -> jax.Array:
         """Entries of the rows of keys or values, `I ...`; anything behind the last one."""
         if self._paged:
             return load(ref, None, *before, self.index, *index)
-        return load(ref, self._inside, *before, self._where, *index)
+        return load(ref, self.inside, *before, self.where, *index)
 
     def store(self, ref: jax.Ref, value: Float[Array, "slots"], *index: Any) -> None:
         """Writes entries of the rows that are there."""
-        if self._inside is None:
-            ref[(self._where, *index)] = value
+        if self.inside is None:
+            ref[(self.where, *index)] = value
         else:
             index = tuple(map(jnp.int32, index))
-            pltriton.store(ref.at[(self._where, *index)], value, mask=self._inside)
+            pltriton.store(ref.at[(self.where, *index)], value, mask=self.inside)
 
     def field(self, positions: jax.Ref, index: int, query_positions: Int[Array, "Q"], *, num_tokens: int) -> Field:
         """Who sees the tokens of a field."""

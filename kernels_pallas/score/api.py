@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 
 from kernels_pallas import _dispatch
 from kernels_pallas._dispatch import Choice, device_kind, on_each_device, spread, unspread
-from kernels_pallas.score import mosaic_tpu, reference
+from kernels_pallas.score import mosaic_tpu, reference, triton_gpu
 from kernels_pallas.score.reference import StoredKeys
 
-IMPLEMENTATIONS = ("mosaic_tpu", "reference")
+IMPLEMENTATIONS = ("mosaic_tpu", "triton_gpu", "reference")
 """Best first."""
 
 
@@ -41,7 +41,7 @@ def score(
         the device that JAX runs on; with several, None chooses what the compiler can spread itself.
 
     Returns:
-      float32; 0 in empty slots. The kernel's lengths are within 5e-3 of the reference's: it has A in bfloat16.
+      float32; 0 in empty slots. A kernel's lengths are within 5e-3 of the reference's: it has A in 16 bits.
 
     Raises:
       ValueError: rows and weights are both None, or the implementation is unknown or cannot serve this.
@@ -53,12 +53,16 @@ def score(
     with jax.named_scope("score"):
         if chosen.name == "reference":
             return reference.score(keys, rows=rows, weights=weights)
-        return _over_mesh(keys, rows, weights, mesh)
+        return _over_mesh(chosen.name, keys, rows, weights, mesh)
 
 
-def _over_mesh(keys: StoredKeys, rows: Any, weights: Any, mesh: Mesh | None, interpret: Any = False) -> jax.Array:
-    """The kernel, on each device for what that has."""
-    run = functools.partial(mosaic_tpu.score, device=device_kind(mesh), interpret=interpret)
+def _over_mesh(
+    name: str, keys: StoredKeys, rows: Any, weights: Any, mesh: Mesh | None, interpret: Any = False
+) -> jax.Array:
+    """A kernel, on each device for what that has."""
+    run = functools.partial(triton_gpu.score, interpret=interpret)
+    if name == "mosaic_tpu":
+        run = functools.partial(mosaic_tpu.score, device=device_kind(mesh), interpret=interpret)
     if mesh is None or mesh.size == 1:
         return run(keys, rows, weights)
     batch, heads = spread(mesh, keys.positions.shape[0], keys.parts[0].num_heads)
@@ -115,8 +119,12 @@ def choose_for(
       implementation: the only one that may, or None.
       spread: why kernels are out of the question wherever arrays lie, or None.
     """
-    reason = mosaic_tpu.unsupported(keys, num_heads, device) or spread
-    return _dispatch.choose("score", {"mosaic_tpu": reason, "reference": None}, implementation=implementation)
+    reasons = {
+        "mosaic_tpu": mosaic_tpu.unsupported(keys, num_heads, device) or spread,
+        "triton_gpu": triton_gpu.unsupported(keys, num_heads, device) or spread,
+        "reference": None,
+    }
+    return _dispatch.choose("score", reasons, implementation=implementation)
 
 
 def chosen_implementation(mesh: Mesh | None = None) -> str:

@@ -31,12 +31,13 @@ def test_nothing_to_score_by_is_an_error():
 
 def test_an_implementation_that_is_unknown_or_cannot_serve_is_refused():
     keys, rows, _ = given(of_bits(4), slots=64)
-    with pytest.raises(ValueError, match="no implementation 'cuda': give one of mosaic_tpu, reference"):
+    with pytest.raises(ValueError, match="no implementation 'cuda': give one of mosaic_tpu, triton_gpu, reference"):
         score(keys, rows=rows, implementation="cuda")
     with pytest.raises(ValueError, match="score: mosaic_tpu cannot serve this: it runs on TPUs, and this is cpu"):
         score(keys, rows=rows, implementation="mosaic_tpu")
     choice = choose(keys, 8)
-    assert (choice.name, choice.reasons) == ("reference", ("mosaic_tpu: it runs on TPUs, and this is cpu",))
+    reasons = "mosaic_tpu: it runs on TPUs, and this is cpu", "triton_gpu: it runs on NVIDIA GPUs, and this is cpu"
+    assert (choice.name, choice.reasons) == ("reference", reasons)
     assert chosen_implementation() == "reference"
     assert chosen_implementation() in IMPLEMENTATIONS
 
@@ -46,12 +47,13 @@ def test_with_several_devices_the_kernel_wants_the_mesh(monkeypatch):
     monkeypatch.setattr(mosaic_tpu, "unsupported", lambda *facts: None)
     keys, *_ = given(of_bits(4), slots=64)
     choice = choose(keys, 8)
-    assert (choice.name, choice.reasons) == ("reference", ("mosaic_tpu: the mesh over 8 devices is not given",))
+    assert (choice.name, choice.reasons[0]) == ("reference", "mosaic_tpu: the mesh over 8 devices is not given")
     mesh = jax.make_mesh((2, 1), ("data", "model"), axis_types=AUTO)
     assert choose(keys, 8, mesh=mesh).name == "mosaic_tpu"
     assert choose(keys, 8, implementation="mosaic_tpu").name == "mosaic_tpu"
 
 
+@pytest.mark.parametrize("name", ["mosaic_tpu", "triton_gpu"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -60,10 +62,10 @@ def test_with_several_devices_the_kernel_wants_the_mesh(monkeypatch):
         {"stored": 1, "heads": 2, "pool": True},
     ],
 )
-def test_over_a_mesh_each_device_runs_it_on_what_it_has(changes):
+def test_over_a_mesh_each_device_runs_it_on_what_it_has(changes, name):
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=AUTO)
     keys, rows, weights = given(of_bits(4), **{"batch": 2, "slots": 256} | changes)
-    ours = api._over_mesh(keys, rows, weights, mesh, interpret=True)
+    ours = api._over_mesh(name, keys, rows, weights, mesh, interpret=True)
     assert_close(ours, score(keys, rows=rows, weights=weights, implementation="reference"), 5e-3)
 
 
