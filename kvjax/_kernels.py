@@ -22,7 +22,7 @@ from kernels_pallas.encode import Integers, Table
 from kernels_pallas.encode import api as _encode
 from kernels_pallas.encode.api import encode
 from kernels_pallas.encode.reference import divide, to_scale, transform
-from kernels_pallas.score import StoredKeys, score
+from kernels_pallas.score import StoredKeys, score, window_mass
 from kernels_pallas.score import api as _score
 from kernels_pallas.select import api as _select
 from kernels_pallas.select.api import select
@@ -59,6 +59,7 @@ __all__ = [
     "to_scale",
     "transform",
     "unpack",
+    "window_mass",
 ]
 
 

@@ -1,12 +1,14 @@
 """What several selections need: means over tokens, groups of query heads, neighbours, weights of the last queries."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from kvjax._kernels import window_mass as mass_of
 from kvjax.errors import check_between, check_choice
 from kvjax.selection import Scores, Selection, View
 
@@ -42,18 +44,15 @@ def in_order(positions: Int[Array, "B K S"], counted: Bool[Array, "B K S"]) -> t
     return order, jnp.argsort(order, axis=2)
 
 
-def window_weights(view: View, *, window: int) -> Float[Array, "B N w S"]:
-    """Attention weights of the last `window` queries over all tokens held, each at its own position; rows without a
-    query are zeros.
+def window_mass(view: View, *, window: int) -> Scores:
+    """Attention weights of the last `window` queries over all tokens held, each query at its own position.
+
+    Their sum over these queries, mean over the query heads of each key/value head.
     """
     queries, positions = view.queries[:, -window:], view.query_positions[:, -window:]
-    logits = window_logits(view, queries)
-    visible = view.held[:, :, None] & (view.positions[:, :, None] <= positions[:, None, :, None])  # B K w S
-    seen = jnp.repeat(visible & (positions >= 0)[:, None, :, None], view.group, axis=1)  # B N w S
-    logits = jnp.where(seen, logits, -jnp.inf)
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.where(seen, jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0.0)), 0.0)
-    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    scale = 1.0 / math.sqrt(view.shape.head_size)
+    found = mass_of(view.pieces, queries, query_positions=positions, scale=scale, mesh=view.placement.mesh)
+    return jnp.concatenate(found, axis=2)
 
 
 def window_logits(view: View, queries: Float[Array, "B w N D"]) -> Float[Array, "B N w S"]:
@@ -100,10 +99,9 @@ def observed_window(view: View, *, window: int, kernel: int, pool: str) -> Score
 
     Tokens of the window itself get 0. The authors score each query head for itself; the mean over a group is kvpress's.
     """
-    weights = window_weights(view, window=window)
     before, heard = before_window(view, window=window)
-    mean = jnp.sum(weights, axis=2) / jnp.maximum(heard, 1).astype(jnp.float32)[:, None, None]
-    scores = jnp.where(before, group_mean(mean, view), 0.0)
+    mean = window_mass(view, window=window) / jnp.maximum(heard, 1).astype(jnp.float32)[:, None, None]
+    scores = jnp.where(before, mean, 0.0)
     return jnp.where(before, pooled(scores, view.positions, before, kernel=kernel, kind=pool), 0.0)
 
 

@@ -80,7 +80,7 @@ MAY_IMPORT = {
     "kvjax.codec": FOUNDATION | {"kvjax._kernels", "kvjax.stages"},
     "kvjax.codecs": {"kvjax.codec", "kvjax.errors", "kvjax.folder", "kvjax.stages"},
     "kvjax.selection": FOUNDATION | {"kvjax._kernels", "kvjax.stages"},
-    "kvjax.scoring": {"kvjax.errors", "kvjax.selection"},
+    "kvjax.scoring": {"kvjax._kernels", "kvjax.errors", "kvjax.selection"},
     "kvjax.selections": {
         "kvjax._kernels",
         "kvjax.errors",

@@ -5,8 +5,9 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas import _dispatch
 from kernels_pallas._dispatch import Choice, device_kind, unspread
@@ -30,6 +31,9 @@ class _Kernel:
     mass: Callable[..., jax.Array]
     mass_unsupported: Callable[[Segment], str | None]
 
+
+_ROWS_OF_TURN = 128
+"""Queries of a stored head whose masses are found together."""
 
 _KERNELS = {
     "mosaic_tpu": _Kernel(mosaic_tpu.unsupported, mosaic_tpu.walk, mosaic_tpu.mass, mosaic_tpu.mass_unsupported),
@@ -84,6 +88,56 @@ def decode_attention(
         return reference.decode_attention(
             segments, query_positions=query_positions, scale=scale, mass=mass, walks=walks, masses=masses
         )
+
+
+def attention_mass(
+    segments: tuple[Segment, ...],
+    *,
+    query_positions: Int[Array, "B T"],
+    scale: float,
+    mass: str = "sum",
+    implementation: str | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "B K S"], ...]:
+    """The masses of `decode_attention` without its outputs: keys are read twice, values not at all.
+
+    A softmax wants the sum of a query's weights before those of several can be added. Written out after one reading they
+    would take more room than what is read.
+
+    Args:
+      segments: at least one; their values may be none.
+      query_positions: `B T` int32; -1 is padding. Many tokens go in turns, as many as kernels take.
+      scale: of the scores.
+      mass: one of `MASSES`.
+      implementation: as for `decode_attention`.
+      mesh: as for `decode_attention`.
+
+    Returns:
+      Of each segment's slots, what the T weights come to; `B 1 S` in a pool.
+
+    Raises:
+      ValueError: as for `decode_attention`.
+    """
+    heads = min(part.num_heads for segment in segments for part in segment.keys)
+    turn = max(_ROWS_OF_TURN * heads // segments[0].queries.shape[2], 1)
+    join = jnp.maximum if mass == "peak" else jnp.add
+    found: tuple[jax.Array, ...] = ()
+    for start in range(0, query_positions.shape[1], turn):
+        some = [
+            dataclasses.replace(
+                segment,
+                queries=segment.queries[:, start : start + turn],
+                bias=None if segment.bias is None else segment.bias[:, start : start + turn],
+                values=(),
+            )
+            for segment in segments
+        ]
+        positions = query_positions[:, start : start + turn]
+        given = {"mass": mass, "implementation": implementation, "mesh": mesh}
+        attended = decode_attention(tuple(some), query_positions=positions, scale=scale, **given)
+        new = tuple(one.mass for one in attended)
+        found = tuple(map(join, found, new)) if found else new
+    return found
 
 
 def choose(

@@ -218,7 +218,7 @@ def run(
         name="decode_attention",
     )(live, holes, *listed.values(), *[array for array, _ in inputs.values()])
     *outputs, maximum, sums = found
-    output = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=3)
+    output = jnp.concatenate(outputs, axis=3) if outputs else jnp.zeros((batch, stored, rows, 0), jnp.float32)
     return output, maximum[..., 0] * math.log(2.0), sums[..., 0]
 
 

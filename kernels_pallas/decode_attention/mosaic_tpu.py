@@ -84,6 +84,8 @@ def _by_integers(segment: Segment, device: str) -> bool:
     """Whether `mosaic_codes` serves a segment that `unsupported` lets pass."""
     if len(segment.keys) + len(segment.values) > 2 or segment.owners is not None or segment.pages is not None:
         return False
+    if not segment.values:
+        return False
     keys, values = segment.keys[0], segment.values[0]
     if device.startswith(_FLOATS_ONLY) or keys.bits is None or values.bits is None or keys.bits < values.bits:
         return False

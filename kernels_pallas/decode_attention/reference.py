@@ -14,6 +14,7 @@ takes a second walk, and only if asked for.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ class Segment:
     Attributes:
       queries: `B T N R`, rotated; R is the width of the keys as they are stored.
       keys: parts of `B k S R`, k a divisor of N; query head n reads head n // (N / k). Of more slots with `pages`.
-      values: parts of `B k S R`, k and R of their own.
+      values: parts of `B k S R`, k and R of their own; none where masses alone are asked for.
       positions: `B K S` int32, or `B 1 S` where all heads hold the same tokens; -1 is an empty slot. The order of
         slots is free.
       bias: `B T N`, added to a query's products with all keys of this segment, or None.
@@ -122,9 +123,7 @@ def decode_attention(
     """See `api.decode_attention`; `walks` and `masses` implement `walk` and `mass_of` in other ways, one a segment."""
     walks, masses = walks or (walk,) * len(segments), masses or (mass_of,) * len(segments)
     walked = [one(segment, query_positions, scale) for one, segment in zip(walks, segments, strict=True)]
-    maximum = walked[0][1]
-    for _, other, _ in walked[1:]:
-        maximum = jnp.maximum(maximum, other)
+    maximum = functools.reduce(jnp.maximum, [own for _, own, _ in walked])
     decays = [jnp.exp(own - maximum) for _, own, _ in walked]  # B N T
     total = sum(sums * decay for (_, _, sums), decay in zip(walked, decays, strict=True))
     outputs = []
@@ -198,7 +197,7 @@ def walk(segment: Segment, query_positions: Int[Array, "B T"], scale: float) -> 
         values = slice_parts(segment.values, blocks.start(index), blocks.size)
         return _add_block(carry, scores, values, positions, visible)
 
-    width = jax.eval_shape(lambda: read_parts(segment.values, segment.positions)).shape[3]
+    width = jax.eval_shape(lambda: read_parts(segment.values, segment.positions)).shape[3] if segment.values else 0
     zeros = jnp.zeros((batch, num_heads, num_tokens, width), jnp.float32)
     zero = (zeros, jnp.full(zeros.shape[:-1], _MASKED, jnp.float32), jnp.zeros(zeros.shape[:-1], jnp.float32))
     return jax.lax.fori_loop(0, blocks.count, step, zero)
@@ -286,7 +285,8 @@ def _add_block(
     """Adds one block of slots to the running output, maximum and sum."""
     output, maximum, total = carry
     batch, num_heads, num_tokens, num_slots = scores.shape
-    numbers = read_parts(values, positions)  # B k S R
+    # B k S R
+    numbers = read_parts(values, positions) if values else jnp.zeros((batch, 1, num_slots, 0), jnp.float32)
     num_stored = numbers.shape[1]
     mask = _of_heads(visible, num_heads)
     scores = jnp.where(mask, scores, _MASKED)

@@ -240,6 +240,8 @@ class _Arrays(NamedTuple):
 
 def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float, interpret: Any) -> Running:
     """`walk` on what one device holds."""
+    if not segment.values:  # what becomes of them is left out by XLA
+        segment = dataclasses.replace(segment, values=segment.keys)
     batch, num_tokens, num_heads = segment.queries.shape[:3]
     total, values = batch * segment.keys[0].num_heads, segment.values
     count = batch * num_heads * num_tokens // total

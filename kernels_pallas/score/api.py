@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas import _dispatch
 from kernels_pallas._dispatch import Choice, device_kind, on_each_device, spread, unspread
+from kernels_pallas.decode_attention.api import attention_mass
 from kernels_pallas.score import mosaic_tpu, reference, triton_gpu
 from kernels_pallas.score.reference import StoredKeys
 
@@ -54,6 +55,41 @@ def score(
         if chosen.name == "reference":
             return reference.score(keys, rows=rows, weights=weights)
         return _over_mesh(chosen.name, keys, rows, weights, mesh)
+
+
+def window_mass(
+    pieces: tuple[StoredKeys, ...],
+    queries: Float[Array, "B T N D"],
+    *,
+    query_positions: Int[Array, "B T"],
+    scale: float,
+    implementation: str | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "B K S"], ...]:
+    """What the attention of some queries comes to, over keys as they are stored: what SnapKV and TOVA keep by.
+
+        mass[k, s] = sum over t, mean over the heads n of k, of softmax_s(scale queries[t, n] . x[k, s])
+
+    The softmax is over all pieces, of what a query's position lets it see. See `decode_attention.attention_mass`.
+
+    Args:
+      pieces: the keys, piece by piece along S.
+      queries: as they meet keys.
+      query_positions: int32; -1 is no query.
+      scale: D**-0.5.
+      implementation: one of `decode_attention`'s; None chooses the best for each piece.
+      mesh: as for `score`.
+
+    Returns:
+      Of each piece; 0 where a head has no key.
+
+    Raises:
+      ValueError: the implementation is unknown or cannot serve a piece.
+    """
+    segments = tuple(keys.asked(queries) for keys in pieces)
+    given = {"query_positions": query_positions, "scale": scale, "implementation": implementation, "mesh": mesh}
+    found = attention_mass(segments, **given)
+    return tuple(jnp.where(keys.held(), one, 0.0) for keys, one in zip(pieces, found, strict=True))
 
 
 def _over_mesh(

@@ -12,7 +12,6 @@ How codes become numbers, and where these lie, is attention's (`decode_attention
 Rows and weights come as two bfloat16, what the first lacks in the second; A and lengths as one.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -29,7 +28,7 @@ from kernels_pallas.decode_attention import mosaic_tpu as attention
 from kernels_pallas.decode_attention.mosaic_floats import Grid, Plan, inputs_of, scratch_of
 from kernels_pallas.decode_attention.mosaic_floats_body import Step, clean, for_heads, keys_of
 from kernels_pallas.decode_attention.mosaic_parts import Layout, OfHead, split
-from kernels_pallas.decode_attention.reference import Segment, live_slots
+from kernels_pallas.decode_attention.reference import live_slots
 from kernels_pallas.score.reference import StoredKeys
 
 _LEAST_SLOTS = 256  # what an exact segment holds is read by XLA
@@ -49,7 +48,7 @@ def unsupported(keys: StoredKeys, num_heads: int, device: str) -> str | None:
     """
     size = sum(part.planes[0].shape[3] for part in keys.parts if isinstance(part, Coded))
     queries = jax.ShapeDtypeStruct((keys.positions.shape[0], 1, num_heads, size), jnp.float32)
-    if (reason := attention.unsupported(_segment(keys, queries), device)) is not None:
+    if (reason := attention.unsupported(keys.segment(queries), device)) is not None:
         return reason
     stored = keys.parts[0].num_heads
     own = (keys.basis is not None and keys.basis.ndim > 2) or keys.mean is not None
@@ -65,18 +64,6 @@ def unsupported(keys: StoredKeys, num_heads: int, device: str) -> str | None:
     return None
 
 
-def _segment(keys: StoredKeys, queries: Any) -> Segment:
-    """Keys as attention knows them, with rows for queries."""
-    return Segment(
-        queries=queries,
-        keys=keys.parts,
-        values=(),
-        positions=keys.positions,
-        owners=keys.owners,
-        num_kv_heads=keys.num_kv_heads,
-    )
-
-
 def plan_for(keys: StoredKeys, num_heads: int, device: str) -> Plan:
     """What the kernel for keys that are not `unsupported` is written for.
 
@@ -87,7 +74,7 @@ def plan_for(keys: StoredKeys, num_heads: int, device: str) -> Plan:
     """
     size = sum(part.planes[0].shape[3] for part in keys.parts)
     queries = jax.ShapeDtypeStruct((keys.positions.shape[0], 1, num_heads, size), jnp.float32)
-    return attention.float_plan(_segment(keys, queries), (), 1.0, device)
+    return attention.float_plan(keys.segment(queries), (), 1.0, device)
 
 
 def score(
@@ -114,8 +101,7 @@ def score(
     else:
         rows, bias = keys.for_stored(rows)
     plan = plan_for(keys, num_heads, device)
-    segment = attention.owned(_segment(keys, rows[:, None]))
-    segment = dataclasses.replace(segment, bias=None if bias is None else bias[:, None])
+    segment = attention.owned(keys.segment(rows[:, None], None if bias is None else bias[:, None]))
     never = jnp.full((batch, 1), _NEVER, jnp.int32)
     queries, given = attention.rows_of(segment, never, 1.0, plan.rows)
     given |= attention.pool_of(segment, never, plan.rows)

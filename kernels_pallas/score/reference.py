@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kernels_pallas.coded import Coded, Parts, Rotated, read_parts
+from kernels_pallas.decode_attention.reference import Segment
 
 
 @functools.partial(
@@ -78,6 +79,28 @@ class StoredKeys:
             return numbers
         numbers = jnp.repeat(numbers, self.num_kv_heads // numbers.shape[1], axis=1)
         return numbers + (self.mean if self.mean.ndim == 3 else self.mean[None])[:, :, None]
+
+    def segment(self, queries: Any, bias: Any = None) -> Segment:
+        """What attention reads of them, without values; queries are as what is stored wants them."""
+        return Segment(
+            queries=queries,
+            keys=self.parts,
+            values=(),
+            positions=self.positions,
+            bias=bias,
+            owners=self.owners,
+            num_kv_heads=self.num_kv_heads,
+        )
+
+    def asked(self, queries: Float[Array, "B T N D"]) -> Segment:
+        """The same for queries as they meet the keys themselves."""
+        batch, tokens, heads, size = queries.shape
+        stored, bias = self.for_stored(jnp.swapaxes(queries, 1, 2).reshape(batch, heads * tokens, size))
+
+        def by_token(array: jax.Array) -> jax.Array:
+            return jnp.swapaxes(array.reshape(batch, heads, tokens, *array.shape[2:]), 1, 2)
+
+        return self.segment(by_token(stored), None if bias is None else by_token(bias))
 
     def for_stored(self, rows: Float[Array, "B N D"]) -> tuple[Float[Array, "B N R"], Float[Array, "B N"] | None]:
         """Rows as what is stored wants them, and what is added to their products."""

@@ -25,7 +25,6 @@ from jaxtyping import Array, Float
 
 from kernels_pallas.coded import Coded
 from kernels_pallas.decode_attention import triton_gpu as attention
-from kernels_pallas.decode_attention.reference import Segment
 from kernels_pallas.decode_attention.triton_gpu import Plan
 from kernels_pallas.decode_attention.triton_read import (
     LEAST,
@@ -71,7 +70,7 @@ def unsupported(keys: StoredKeys, num_heads: int, device: str) -> str | None:
     """
     size = sum(part.planes[0].shape[3] for part in keys.parts if isinstance(part, Coded))
     queries = jax.ShapeDtypeStruct((keys.positions.shape[0], 1, num_heads, size), jnp.float32)
-    if (reason := attention.unsupported(_segment(keys, queries), device)) is not None:
+    if (reason := attention.unsupported(keys.segment(queries), device)) is not None:
         return reason
     own = (keys.basis is not None and keys.basis.ndim > 2) or keys.mean is not None
     if own and keys.parts[0].num_heads != keys.num_kv_heads:
@@ -82,19 +81,6 @@ def unsupported(keys: StoredKeys, num_heads: int, device: str) -> str | None:
     if size > most or size % 2:
         return f"keys have {size} numbers, more than {most} or an odd number"
     return None
-
-
-def _segment(keys: StoredKeys, queries: Any, bias: Any = None) -> Segment:
-    """Keys as attention knows them, with rows for queries."""
-    return Segment(
-        queries=queries,
-        keys=keys.parts,
-        values=(),
-        positions=keys.positions,
-        owners=keys.owners,
-        num_kv_heads=keys.num_kv_heads,
-        bias=bias,
-    )
 
 
 class _Pair(NamedTuple):
@@ -206,7 +192,7 @@ def score(
         stored, bias = keys.for_stored(rows)
     else:
         stored = jnp.zeros((batch, num_heads, sum(part.planes[0].shape[3] for part in keys.parts)), jnp.float32)
-    segment = _segment(keys, stored[:, None], None if bias is None else bias[:, None])
+    segment = keys.segment(stored[:, None], None if bias is None else bias[:, None])
     heads = batch * keys.parts[0].num_heads
     never = jnp.full((batch, 1), _NEVER, jnp.int32)
     asked = asked_of(segment, never, fields=plan.fields, heads=heads)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kvjax.scoring import group_mean, window_weights
+from kvjax.scoring import window_mass
 from kvjax.selection import SELECTIONS, Scores, Selection, View
 
 
@@ -26,7 +26,7 @@ class TOVA(Selection):
 
     def score(self, view: View) -> Scores:
         """The same for a token in all heads that hold it."""
-        weights = group_mean(window_weights(view, window=1)[:, :, 0], view)
+        weights = window_mass(view, window=1)
         return sum_over_heads(weights, view.positions) / weights.shape[1]
 
 

@@ -85,3 +85,14 @@ def test_on_a_cpu_masses_are_the_references():
     given = {"query_positions": positions, "scale": 0.125, "mass": "sum"}
     (ours,), (theirs,) = api.decode_attention((segment,), **given), reference.decode_attention((segment,), **given)
     np.testing.assert_array_equal(ours.mass, theirs.mass)
+
+
+@pytest.mark.parametrize("maker", [of_bits(4), of_floats("float32")])
+def test_without_values_a_walk_gives_what_the_weights_come_to(maker):
+    segment, query_positions = made(maker, of_floats("float32"), tokens=2)
+    given = dataclasses.replace(segment, values=()), query_positions, 0.125
+    assert mosaic_tpu.unsupported(given[0], "TPU v6 lite") is None
+    output, maximum, total = mosaic_tpu.walk(*given, interpret=True)
+    _, *wanted = reference.walk(segment, *given[1:])
+    assert output.shape == (*maximum.shape, 0)
+    np.testing.assert_allclose(maximum + jnp.log(total), wanted[0] + jnp.log(wanted[1]), atol=1e-4)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.score import IMPLEMENTATIONS, api, chosen_implementation, mosaic_tpu, score
+from kernels_pallas.score import IMPLEMENTATIONS, StoredKeys, api, chosen_implementation, mosaic_tpu, score, window_mass
 from kernels_pallas.score.api import choose
 from tests.kernels_pallas.decode_attention.parts import of_bits
 from tests.kernels_pallas.score.given import assert_close, given, rotation
@@ -75,3 +75,37 @@ def test_shapes_are_enough_to_choose():
     assert choose(shapes, 8).name == "reference"
     wide = dataclasses.replace(shapes, positions=jax.ShapeDtypeStruct((1, 1, 512), jnp.int32))
     assert mosaic_tpu.unsupported(wide, 8, "TPU v6 lite") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"basis": rotation(2, 32, 32), "mean": (2, 32), "own": True, "batch": 2},
+        {"pool": True, "heads": 4, "stored": 1},
+    ],
+)
+def test_the_weights_of_a_window_are_those_of_a_softmax_over_all_pieces(changes):
+    """Of keys as they are read, in float64; the last query is none."""
+    first, rows, _ = given(of_bits(4), slots=64, **changes)
+    batch, heads = rows.shape[0], first.num_kv_heads
+    generator = np.random.default_rng(3)
+    plain = jnp.asarray(generator.normal(size=(batch, heads, 8, 32)), jnp.float32)
+    other = StoredKeys.of_array(plain, jnp.broadcast_to(jnp.arange(64, 72, dtype=jnp.int32), (batch, 1, 8)))
+    queries = jnp.asarray(generator.normal(size=(batch, 3, rows.shape[1], 32)), jnp.float32)
+    query_positions = jnp.tile(jnp.asarray([[40, 70, -1]], jnp.int32), (batch, 1))
+    found = window_mass((first, other), queries, query_positions=query_positions, scale=0.2)
+    keys = np.nan_to_num(np.concatenate([np.asarray(piece.read(), np.float64) for piece in (first, other)], axis=2))
+    held, slots = (
+        [np.broadcast_to(piece.held(), (batch, heads, piece.positions.shape[2])) for piece in (first, other)],
+        72,
+    )
+    places = [np.broadcast_to(piece.positions, one.shape) for piece, one in zip((first, other), held, strict=True)]
+    held, places = np.concatenate(held, axis=2), np.concatenate(places, axis=2)
+    group, wanted = rows.shape[1] // heads, np.zeros((batch, heads, slots))
+    for row, token, head in np.ndindex(batch, 2, rows.shape[1]):
+        own = head // group
+        seen = held[row, own] & (places[row, own] <= int(query_positions[row, token]))
+        logits = keys[row, own] @ np.asarray(queries[row, token, head], np.float64) * 0.2
+        weights = np.where(seen, np.exp(logits - logits[seen].max()), 0.0)
+        wanted[row, own] += weights / weights.sum() / group
+    np.testing.assert_allclose(np.concatenate(found, axis=2), wanted, atol=1e-5)
