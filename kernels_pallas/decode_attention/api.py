@@ -101,8 +101,8 @@ def attention_mass(
 ) -> tuple[Float[Array, "B K S"], ...]:
     """The masses of `decode_attention` without its outputs: keys are read twice, values not at all.
 
-    A softmax wants the sum of a query's weights before those of several can be added. Written out after one reading they
-    would take more room than what is read.
+    A softmax wants the sum of a query's weights before those of several can be added. Written out after one reading,
+    they would take more room than what is read.
 
     Args:
       segments: at least one; their values may be none.
