@@ -40,13 +40,16 @@ print("RESULT", json.dumps({
 @needs_libtpu
 @pytest.mark.parametrize(
     ("what", "kernels"),
-    [("step", ["decode_attention", "encode", "select", "slots"]), ("prompt", ["encode", "select"])],
+    [
+        ("step", ["attention_mass", "decode_attention", "encode", "select", "slots"]),
+        ("prompt", ["attention_mass", "decode_attention", "encode", "select"]),
+    ],
 )
 def test_kernels_run_on_each_chip_and_no_chip_asks_for_what_others_have(what, kernels):
     """A step with its round, and a prompt; nothing of a body, or of anything else, is gathered."""
     done = run(COMPILE, "snapkv(budget=384)+int4", what)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")] or [done.stderr[-3000:]]
     found = json.loads(line.removeprefix("RESULT "))
-    assert found["stated"] == dict.fromkeys(("encode", "select", "slots"), "mosaic_tpu")
+    assert found["stated"] == dict.fromkeys(("encode", "score", "select", "slots"), "mosaic_tpu")
     assert found["kernels"] == kernels
     assert found["exchanged"] == []
