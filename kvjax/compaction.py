@@ -11,7 +11,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax import axes
@@ -186,9 +185,6 @@ def write_rows(old: Array, new: Array, starts: Int[Array, "B"], due: Bool[Array,
         drop = jax.lax.GatherScatterMode.FILL_OR_DROP
         return jax.lax.scatter(old, start, new, window, unique_indices=True, mode=drop)
 
-    # As it lies, what is written decides how XLA lays out what it is written to: on GPUs, `kivi`'s scales were turned
-    # around before and after each step.
-    new = with_layout_constraint(new, Layout(tuple(range(new.ndim))))
     return jax.vmap(row)(old, new, starts, due)
 
 

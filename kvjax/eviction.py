@@ -126,7 +126,7 @@ def round_candidates(layer: LayerCache, moved: Moved, newest: Moved, *, row: Row
     last = (StoredKeys.of_array(tokens.keys, tokens.positions[:, None]) for tokens in (moved, newest))
     return _candidates(
         keys=join(exact.keys[:, :, :sinks], jnp.where(held, stored.read(), 0.0), moved.keys, newest.keys),
-        stored=(first, stored, *last),
+        stored=tuple(piece for piece in (first, stored, *last) if piece.positions.shape[2]),
         values=join(exact.values[:, :, :sinks], jnp.where(held, values, 0.0), moved.values, newest.values),
         positions=all_positions,
         numbers=gathered,

@@ -277,14 +277,15 @@ _READERS: dict[str, Callable[[list[str], dict[str, str]], Any]] = {
 
 def _check_round(policy: Policy) -> None:
     """A round holds whole bytes, whole groups and whole pages."""
-    page = (policy.selection.page if policy.selection else 1) or 1
+    page = policy.selection.page if policy.selection else 0
     granule = math.lcm(*(codec.granule for codec in policy.all_codecs))
-    if page % granule and granule % page:
+    if page and page % granule and (granule % page or page == 1):
         name = type(policy.selection).__name__.lower()
         raise UserError(
-            f"{name}(page) is {page}; where {granule} tokens share scales it must be a multiple or a divisor of that."
+            f"{name}(page) is {page}; where {granule} tokens share scales it must be a multiple of that, or a divisor "
+            "above 1."
         )
-    unit = math.lcm(8, granule, page)
+    unit = math.lcm(8, granule, page or 1)
     size = policy.exact.round
     if size % unit:
         near = max(round(size / unit), 1) * unit

@@ -8,6 +8,7 @@ pages are read, with the newest one always; the exact segment is read in any cas
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,8 @@ def best_pages(
     newest = (firsts >= 0) & (firsts == jnp.max(firsts, axis=2, keepdims=True))
     budgets = jnp.full(by_head.shape[:2], count, jnp.int32)
     chosen = select(by_head, protected=newest, recency=firsts, budgets=budgets, mesh=mesh)
-    index = index_of(chosen, count)
+    whole = 8 // math.gcd(8, size)  # pages fill bytes together, some of them perhaps none
+    index = index_of(chosen, -(-count // whole) * whole)
     positions = jnp.broadcast_to(segment.positions, (*by_head.shape[:2], segment.positions.shape[2]))
     return dataclasses.replace(
         segment,

@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax import axes
@@ -254,8 +255,14 @@ def store(
     placement: Placement,
 ) -> Body:
     """Writes encoded tokens from each due row's start on."""
+    mesh = placement.mesh
+    alone = placement.device_kind.startswith("NVIDIA") and (mesh is None or mesh.size == 1)
 
     def write(old: jax.Array, new: jax.Array, *, axis: int, entries: tuple[int, int]) -> jax.Array:
+        if alone:
+            # As it lies, what is written decides how XLA lays out what it is written to: `kivi`'s scales were turned
+            # around before and after each step. Over a mesh XLA would gather what has a layout of its own.
+            new = with_layout_constraint(new, Layout(tuple(range(new.ndim))))
         return write_rows(old, new, starts * entries[0] // entries[1], due, axis=axis)
 
     stored = []

@@ -106,7 +106,7 @@ def attention_mass(
 
     Args:
       segments: at least one; their values may be none.
-      query_positions: `B T` int32; -1 is padding. Many tokens go in turns, as many as kernels take.
+      query_positions: `B T` int32; -1 is padding. Where a kernel runs, many tokens go in turns, as many as it takes.
       scale: of the scores.
       mass: one of `MASSES`.
       implementation: as for `decode_attention`.
@@ -118,26 +118,43 @@ def attention_mass(
     Raises:
       ValueError: as for `decode_attention`.
     """
-    heads = min(part.num_heads for segment in segments for part in segment.keys)
+    segments = tuple(dataclasses.replace(segment, values=()) for segment in segments)
+    given = {"implementation": implementation, "mesh": mesh}
+
+    def of(segments: tuple[Segment, ...], positions: jax.Array) -> tuple[jax.Array, ...]:
+        attended = decode_attention(segments, query_positions=positions, scale=scale, mass=mass, **given)
+        return tuple(one.mass for one in attended)
+
+    tokens, heads = query_positions.shape[1], min(part.num_heads for segment in segments for part in segment.keys)
     turn = max(_ROWS_OF_TURN * heads // segments[0].queries.shape[2], 1)
+    some = _tokens_of(segments, 0, min(turn, tokens))
+    if turn >= tokens or all(choose(segment, **given).name == "reference" for segment in some):
+        return of(segments, query_positions)
+    padding = [(0, 0), (0, -tokens % turn)]
+    query_positions = jnp.pad(query_positions, padding, constant_values=-1)
+    pad = lambda array: jnp.pad(array, padding + [(0, 0)] * (array.ndim - 2))  # noqa: E731
+    segments = tuple(_with_queries(segment, pad) for segment in segments)
     join = jnp.maximum if mass == "peak" else jnp.add
-    found: tuple[jax.Array, ...] = ()
-    for start in range(0, query_positions.shape[1], turn):
-        some = [
-            dataclasses.replace(
-                segment,
-                queries=segment.queries[:, start : start + turn],
-                bias=None if segment.bias is None else segment.bias[:, start : start + turn],
-                values=(),
-            )
-            for segment in segments
-        ]
-        positions = query_positions[:, start : start + turn]
-        given = {"mass": mass, "implementation": implementation, "mesh": mesh}
-        attended = decode_attention(tuple(some), query_positions=positions, scale=scale, **given)
-        new = tuple(one.mass for one in attended)
-        found = tuple(map(join, found, new)) if found else new
-    return found
+
+    def add(index: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        positions = jax.lax.dynamic_slice_in_dim(query_positions, index * turn, turn, axis=1)
+        return tuple(map(join, found, of(_tokens_of(segments, index * turn, turn), positions)))
+
+    shapes = jax.eval_shape(lambda: of(some, query_positions[:, :turn]))
+    zeros = tuple(jnp.zeros(one.shape, one.dtype) for one in shapes)
+    return jax.lax.fori_loop(0, query_positions.shape[1] // turn, add, zeros)
+
+
+def _with_queries(segment: Segment, function: Callable[[jax.Array], jax.Array]) -> Segment:
+    """A segment with its queries, and what is added to their products, made others `B T ...`."""
+    bias = None if segment.bias is None else function(segment.bias)
+    return dataclasses.replace(segment, queries=function(segment.queries), bias=bias)
+
+
+def _tokens_of(segments: tuple[Segment, ...], start: jax.Array | int, count: int) -> tuple[Segment, ...]:
+    """Segments with some of the query tokens."""
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=count, axis=1)
+    return tuple(_with_queries(segment, cut) for segment in segments)
 
 
 def choose(

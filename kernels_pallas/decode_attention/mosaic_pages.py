@@ -47,14 +47,15 @@ def unsupported(segment: Segment, plan: "Plan") -> str | None:
         return "pages are not of as many heads as keys and values"
     for layout in plan.parts.values():
         if layout.size % LANES:
-            return f"have pages and {layout.size} numbers, which lie with slots on lanes"
+            return f"keys or values have pages and {layout.size} numbers, which lie with slots on lanes"
         if layout.token_group % ROWS and layout.token_group > 1:
-            return f"have pages whose scales are of {layout.token_group} tokens, and not of a multiple of {ROWS}"
+            group = layout.token_group
+            return f"keys or values have pages whose scales are of {group} tokens, and not of a multiple of {ROWS}"
         rows = [plan.unit * width for width in layout.widths]
         if any(row % (32 // jnp.dtype(layout.dtype).itemsize if layout.plain else 32) for row in rows):
-            return f"have pages of {segment.page} slots, which do not fill words"
+            return f"keys or values have pages of {segment.page} slots, which do not fill words"
     size = 4 * segment.pages.shape[0] * segment.pages.shape[1] * plan.num_blocks * (plan.slots // plan.unit)
-    return f"have {size:,} bytes of pages, more than {_MOST_BYTES:,}" if size > _MOST_BYTES else None
+    return f"there are {size:,} bytes of pages, more than {_MOST_BYTES:,}" if size > _MOST_BYTES else None
 
 
 def shaped(parts: Parts, page: int) -> Parts:

@@ -26,6 +26,7 @@ from kernels_pallas.decode_attention.reference import Running, Segment, Totals, 
 
 _MOST_ROWS = 128  # of a head; a prompt's chunks are read by XLA
 _MOST_LEVELS = 16
+_BELOW = 1 - 1e-5  # of a uniform share: a share that rounding alone takes below it is none
 _NARROW = ("TPU v5",)  # chips whose matrix unit is 128 wide, and which look nothing but words up
 _TWO_CORES = ("TPU v5", "TPU v5p")  # that share a grid
 _FLOATS_ONLY = ("TPU7",)  # chips whose matrix unit takes no integers
@@ -56,8 +57,7 @@ def unsupported(segment: Segment, device: str) -> str | None:
         return f"{rows} queries share a head, more than {_MOST_ROWS}"
     if segment.pages is None:
         return None
-    reason = mosaic_pages.unsupported(segment, float_plan(segment, segment.values, 1.0, device))
-    return reason and f"keys or values {reason}"
+    return mosaic_pages.unsupported(segment, float_plan(segment, segment.values, 1.0, device))
 
 
 def _unsupported_part(part: Coded) -> str | None:
@@ -254,7 +254,7 @@ def mass(
     """
     function = functools.partial(_mass, scale=scale, kind=kind, device=device_kind(mesh), interpret=interpret)
     level = totals.maximum + jnp.log(totals.total)
-    extra = jnp.where(totals.total > 0, level, 0.0), 1.0 / jnp.maximum(totals.seen, 1).astype(jnp.float32)
+    extra = jnp.where(totals.total > 0, level, 0.0), _BELOW / jnp.maximum(totals.seen, 1).astype(jnp.float32)
     return over_mesh(function, owned(segment), query_positions, mesh, *extra)
 
 

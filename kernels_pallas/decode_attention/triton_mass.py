@@ -36,6 +36,8 @@ from kernels_pallas.decode_attention.triton_scores import (
     specs_of,
 )
 
+_BELOW = 1 - 1e-5  # of a uniform share: a share that rounding alone takes below it is none
+
 
 def unsupported(segment: Segment) -> str | None:
     """Why the masses of a segment that is not `triton_gpu.unsupported` cannot be given; None if they can."""
@@ -65,7 +67,7 @@ def mass(
     """
     function = functools.partial(_mass, scale=scale, kind=kind, interpret=interpret)
     level = jnp.where(totals.total > 0, totals.maximum + jnp.log(totals.total), 0.0) * math.log2(math.e)
-    uniform = 1.0 / jnp.maximum(totals.seen, 1).astype(jnp.float32)
+    uniform = _BELOW / jnp.maximum(totals.seen, 1).astype(jnp.float32)
     return over_mesh(function, segment, query_positions, mesh, level, uniform)
 
 

@@ -34,7 +34,7 @@ def encode(
     Args:
       numbers: float32 or bfloat16; S is a multiple of 8, and of the tokens that share a scale.
       rule: `Integers` or `Table`.
-      basis: A, `D R` or `K D R`; None for the numbers as they are.
+      basis: A, `D R`, `K D R` or `B K D R`; None for the numbers as they are.
       implementation: a name of `IMPLEMENTATIONS`; None chooses.
       mesh: over which the numbers lie: axis "data" has sequences, "model" heads, each where it divides them. None for
         the device that JAX runs on; with several, None chooses what the compiler can spread itself.

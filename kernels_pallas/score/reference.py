@@ -127,13 +127,13 @@ def score(
     if rows is not None:
         stored, bias = keys.for_stored(rows)
         scores = jnp.einsum("BkQR,BkSR->BkQS", by_head(stored, numbers.shape[1]), numbers)
-        scores = scores.reshape(*rows.shape[:2], -1)
+        scores = scores.reshape(*rows.shape[:2], numbers.shape[2])
         scores = scores if bias is None else scores + bias[..., None]
     if weights is not None:
         lengths = lengths_of(keys.back(numbers))  # B _ S half
         grouped = by_head(jnp.broadcast_to(weights, (numbers.shape[0], *weights.shape[1:])), lengths.shape[1])
         found = jnp.einsum("BKGf,BKSf->BKGS", grouped, lengths)
-        scores = scores + found.reshape(found.shape[0], -1, found.shape[3])
+        scores = scores + found.reshape(found.shape[0], weights.shape[1], found.shape[3])
     num_heads = (weights if rows is None else rows).shape[1]
     held = keys.held()
     return jnp.where(jnp.repeat(held, num_heads // held.shape[1], axis=1), scores, 0.0)

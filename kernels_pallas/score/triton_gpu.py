@@ -68,6 +68,8 @@ def unsupported(keys: StoredKeys, num_heads: int, device: str) -> str | None:
       num_heads: N.
       device: kind of the device, e.g. "NVIDIA H200".
     """
+    if not keys.positions.shape[2]:
+        return "there are no slots"
     size = sum(part.planes[0].shape[3] for part in keys.parts if isinstance(part, Coded))
     queries = jax.ShapeDtypeStruct((keys.positions.shape[0], 1, num_heads, size), jnp.float32)
     if (reason := attention.unsupported(keys.segment(queries), device)) is not None:

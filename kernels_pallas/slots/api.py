@@ -27,8 +27,8 @@ def take_slots(
     Args:
       parts: `B k S...`; where k is less than K, the heads that share one agree in their index.
       index: int32, units of `unit` neighbouring slots. Negative: any.
-      unit: slots that move together, a multiple of what shares a scale, or a divisor: units then have scales of their
-        own.
+      unit: slots that move together, a multiple of what shares a scale, or a divisor above 1: units then have scales
+        of their own. All that are taken fill whole bytes.
       implementation: "reference", which alone takes; None chooses it.
 
     Returns:

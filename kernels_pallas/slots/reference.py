@@ -31,9 +31,15 @@ def take_slots(parts: Parts, index: Int[Array, "B K units"], *, unit: int) -> Pa
 
 
 def finer(part: Part, unit: int) -> Part:
-    """The same part; where a unit was cut out of a group that shares scales, units have scales of their own."""
+    """The same part; where a unit was cut out of a group that shares scales, units have scales of their own.
+
+    Raises:
+      ValueError: units are single slots, which would have a scale for every number.
+    """
     if isinstance(part, Rotated):
         return dataclasses.replace(part, parts=tuple(finer(one, unit) for one in part.parts))
+    if unit == 1 < part.token_group:
+        raise ValueError(f"Single slots cannot be cut out of groups of {part.token_group} that share scales.")
     return dataclasses.replace(part, token_group=min(part.token_group, unit))
 
 

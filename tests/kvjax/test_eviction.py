@@ -68,6 +68,19 @@ def test_keys_where_they_lie_are_those_of_the_view_whatever_empty_slots_hold():
     np.testing.assert_allclose(whole.of_each_key(lambda keys: keys.sum(axis=3)), sums[:, :, 0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("selection", ["triattention", "snapkv"])
+@pytest.mark.parametrize("sizes", ["sinks=0,window=8", "sinks=2,window=0"])
+def test_no_sinks_or_no_window_will_do(selection, sizes):
+    """What there are no slots of is no piece of the keys."""
+    policy = f"{selection}(budget=26)+exact({sizes},round=8)"
+    cache = kvjax.init_cache(model(), policy, batch=1, max_tokens=60, statistics=statistics())
+    tokens = jnp.asarray(random_tokens(1, 60))
+    _, cache = kvjax.prefill(model(), cache, tokens[:, :40])
+    logits, cache = kvjax.compressed_decode(model(), cache, tokens[:, 40:])
+    assert np.isfinite(logits).all()
+    assert int(cache.num_seen[0]) == 60
+
+
 def test_sinks_window_and_pinned_prompt_are_not_scorable():
     cache = full_ring("streaming(budget=26)+prompt(40)", prompt=30, more=28)
     candidates = jax.jit(look)(cache)

@@ -253,6 +253,7 @@ def test_every_selection_reads_with_its_defaults(name):
             for term in ("heads(adaptive)", "layers(pyramid)", "layers(512,512)", "prompt(9)", "protect(values=0.1)")
         ],
         ("quest(page=24)", r"exact\(round\) is 128; .* multiple of 24. The nearest is 120"),
+        ("quest(page=1)+kivi", r"quest\(page\) is 1; where 32 tokens share scales it must be a mult.* divisor above 1"),
         ("quest(page=24)+kivi+exact(round=96)", r"quest\(page\) is 24; where 32 tokens share scales it must be a mult"),
         ("snapkv+exact(round=12)", r"exact\(round\) is 12; .* multiple of 8. The nearest is 16"),
         ("snapkv+kivi(group=64)+exact(round=32)", r"exact\(round\) is 32; .* multiple of 64. The nearest is 64"),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas.decode_attention import api
+from kernels_pallas.decode_attention import api, reference
 from kernels_pallas.decode_attention.reference import MASSES
 from tests.kernels_pallas.decode_attention.parts import made, of_bits, of_floats
 from tests.kernels_pallas.decode_attention.test_reference import attend, inputs
@@ -43,15 +43,31 @@ def test_an_unknown_mass_is_refused():
 
 
 @pytest.mark.parametrize("mass", MASSES)
-def test_masses_alone_are_those_beside_the_outputs(mass, monkeypatch):
-    """In turns of as many tokens as there is room for; two segments, padding, a bias."""
-    monkeypatch.setattr(api, "_ROWS_OF_TURN", 8)  # two tokens
+@pytest.mark.parametrize("implementation", ["reference", "mosaic_tpu"])
+def test_masses_alone_are_those_beside_the_outputs(mass, implementation, monkeypatch):
+    """Of two segments, with padding and a bias; what stands for a kernel takes two tokens at a time."""
+    monkeypatch.setattr(api, "_ROWS_OF_TURN", 8)
+    seen = []
+
+    def walk(segment, *given, mesh):
+        seen.append(segment.queries.shape[1])
+        return reference.walk(segment, *given)
+
+    stand_in = dataclasses.replace(
+        api._KERNELS["mosaic_tpu"],
+        unsupported=lambda *_: None,
+        walk=walk,
+        mass=lambda *given, mesh: reference.mass_of(*given),
+    )
+    monkeypatch.setitem(api._KERNELS, "mosaic_tpu", stand_in)
     first, positions = made(of_bits(4), of_floats("float32"), tokens=5, slots=128)
     other, _ = made(of_floats("float32"), of_floats("float32"), tokens=5, slots=64, seed=1)
     bias = jnp.asarray(np.random.default_rng(2).normal(size=first.queries.shape[:3]), jnp.float32)
     segments, positions = (first, dataclasses.replace(other, bias=bias)), positions.at[:, 4].set(-1)
     given = {"query_positions": positions, "scale": 0.125, "mass": mass}
-    wanted = [attended.mass for attended in api.decode_attention(segments, **given)]
-    without = tuple(dataclasses.replace(segment, values=()) for segment in segments)
-    for found, one in zip(api.attention_mass(without, **given), wanted, strict=True):
+    wanted = [attended.mass for attended in api.decode_attention(segments, implementation="reference", **given)]
+    assert seen == []
+    ours = api.attention_mass(segments, implementation=implementation, **given)
+    assert set(seen) == ({2} if implementation == "mosaic_tpu" else set())
+    for found, one in zip(ours, wanted, strict=True):
         np.testing.assert_allclose(found, one, rtol=1e-5, atol=1e-6)

@@ -142,7 +142,7 @@ def test_nor_can_lists_that_are_too_long_pools_or_pages_of_other_heads():
         pages=jax.ShapeDtypeStruct((1, 2, 70_000), jnp.int32),
         positions=jax.ShapeDtypeStruct((1, 2, 70_000 * 16), jnp.int32),
     )
-    assert "have 560,128 bytes of pages, more than 524,288" in mosaic_tpu.unsupported(many, CHIP)
+    assert "there are 560,128 bytes of pages, more than 524,288" in mosaic_tpu.unsupported(many, CHIP)
     others = dataclasses.replace(own, pages=own.pages[:, :1])
     assert "pages are not of as many heads" in mosaic_tpu.unsupported(others, CHIP)
     pool = dataclasses.replace(own, owners=own.positions)
