@@ -33,6 +33,7 @@ from kernels_pallas.score.reference import StoredKeys
 
 _LEAST_SLOTS = 256  # what an exact segment holds is read by XLA
 _MOST_NUMBERS = 256  # D: a step has the keys of 1,024 slots in fast memory
+_MOST_TURNED = 2048  # D C, of C groups of channels: as many numbers of a slot leave the matrix unit at once
 _CHUNKS = (1024, 512, 256)  # one goes through the matrix unit while the one before leaves it: the longer, the better
 _BANDS = 8  # halves begin at whole tiles of 8 numbers
 _NEVER = (1 << 31) - 2  # a position that all tokens come before
@@ -61,6 +62,9 @@ def unsupported(keys: StoredKeys, num_heads: int, device: str) -> str | None:
     size = size if keys.basis is None else keys.basis.shape[-2]
     if size > _MOST_NUMBERS or size % (2 * _BANDS):
         return f"keys have {size} numbers, more than {_MOST_NUMBERS} or halves that are not multiples of {_BANDS}"
+    turned = size * max(1, *(layout.groups for layout in plan_for(keys, num_heads, device).keys))
+    if turned > _MOST_TURNED:
+        return f"keys and their groups of channels make {turned} numbers, more than {_MOST_TURNED}"
     return None
 
 

@@ -107,6 +107,11 @@ def _turned(keys):
     return dataclasses.replace(keys, parts=(Rotated(parts=keys.parts, basis=None, mean=None, frequencies=(1.0,) * 16),))
 
 
+def _in_groups(keys):
+    part = dataclasses.replace(keys.parts[0], scale=jnp.zeros((1, 2, 32, 512), jnp.float16))
+    return dataclasses.replace(keys, parts=(part,))
+
+
 @pytest.mark.parametrize(
     ("changes", "change", "reason"),
     [
@@ -121,6 +126,7 @@ def _turned(keys):
             "heads that hold tokens of their own share stored keys",
         ),
         ({"group": 129}, lambda keys: keys, "129 queries share a head"),
+        ({"size": 128}, _in_groups, "keys and their groups of channels make 4096 numbers, more than 2048"),
     ],
 )
 def test_what_it_does_not_serve(changes, change, reason):
