@@ -240,7 +240,7 @@ class _Arrays(NamedTuple):
 
 def _walk(segment: Segment, query_positions: Int[Array, "B T"], *, scale: float, interpret: Any) -> Running:
     """`walk` on what one device holds."""
-    if not segment.values:  # what becomes of them is left out by XLA
+    if not segment.values:  # a kernel without them would be another one: keys stand for them, and nobody looks
         segment = dataclasses.replace(segment, values=segment.keys)
     batch, num_tokens, num_heads = segment.queries.shape[:3]
     total, values = batch * segment.keys[0].num_heads, segment.values
