@@ -26,7 +26,6 @@ from kernels_pallas.decode_attention.reference import Running, Segment, Totals, 
 
 _MOST_ROWS = 128  # of a head; a prompt's chunks are read by XLA
 _MOST_LEVELS = 16
-_BELOW = 1 - 1e-5  # of a uniform share: a share that rounding alone takes below it is none
 _NARROW = ("TPU v5",)  # chips whose matrix unit is 128 wide, and which look nothing but words up
 _TWO_CORES = ("TPU v5", "TPU v5p")  # that share a grid
 _FLOATS_ONLY = ("TPU7",)  # chips whose matrix unit takes no integers
@@ -253,9 +252,7 @@ def mass(
       interpret: as for `walk`.
     """
     function = functools.partial(_mass, scale=scale, kind=kind, device=device_kind(mesh), interpret=interpret)
-    level = totals.maximum + jnp.log(totals.total)
-    extra = jnp.where(totals.total > 0, level, 0.0), _BELOW / jnp.maximum(totals.seen, 1).astype(jnp.float32)
-    return over_mesh(function, owned(segment), query_positions, mesh, *extra)
+    return over_mesh(function, owned(segment), query_positions, mesh, totals.level, totals.uniform)
 
 
 def _mass(

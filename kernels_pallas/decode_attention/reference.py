@@ -211,6 +211,16 @@ class Totals:
     total: Any
     seen: Any
 
+    @property
+    def level(self) -> Float[Array, "B N T"]:
+        """The natural logarithm of what a query's weights come to; 0 where it sees nothing."""
+        return jnp.where(self.total > 0, self.maximum + jnp.log(self.total), 0.0)
+
+    @property
+    def uniform(self) -> Float[Array, "B N T"]:
+        """Just below 1 / slots that a query sees: a share that rounding alone takes below that is not less."""
+        return (1 - 1e-5) / jnp.maximum(self.seen, 1).astype(jnp.float32)
+
 
 def mass_of(
     segment: Segment, query_positions: Int[Array, "B T"], scale: float, totals: Totals, mass: str

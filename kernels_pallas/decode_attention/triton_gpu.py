@@ -31,6 +31,7 @@ from jax.experimental.pallas import triton as pltriton
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas._gpu import not_a_gpu, power
 from kernels_pallas.coded import Coded, Parts
 from kernels_pallas.decode_attention.over_mesh import over_mesh
 from kernels_pallas.decode_attention.reference import Running, Segment
@@ -58,7 +59,6 @@ from kernels_pallas.decode_attention.triton_scores import (
     asked_of,
     field_of,
     live_blocks,
-    power_of_2,
     product,
     rows_of,
     scores_of,
@@ -119,8 +119,8 @@ def plan_for(
     """
     parts, groups = (*keys, *values), (groups_of_all(keys), groups_of_all(values))
     fields, dtypes = max(map(num_fields, parts)), [part.planes[0].dtype for part in parts]
-    width = power_of_2(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
-    query_rows, many = max(power_of_2(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
+    width = power(max(128, *(sum(part.planes[0].shape[3] for part in side) for side in (keys, values)))) // 128
+    query_rows, many = max(power(num_rows), _FEWEST_ROWS), max(len(one) for side in groups for one in side) > 1
     if all(map(in_words, parts)):
         counts = (page or keys[0].num_slots, *(part.token_group for part in parts if part.token_group > 1))
         fields = max(fields, 1 if any(count % 2 for count in counts) else 2)  # scales of two tokens are 32 bits
@@ -159,8 +159,8 @@ def unsupported(segment: Segment, device: str) -> str | None:
       segment: arrays, or their shapes.
       device: kind of the device, e.g. "NVIDIA H200".
     """
-    if not device.startswith("NVIDIA"):
-        return f"it runs on NVIDIA GPUs, and this is {device}"
+    if (reason := not_a_gpu(device)) is not None:
+        return reason
     for name, parts in (("keys", segment.keys), ("values", segment.values)):
         if not all(isinstance(part, Coded) for part in parts):
             return f"{name} are turned when they are read"

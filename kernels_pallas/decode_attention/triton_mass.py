@@ -36,8 +36,6 @@ from kernels_pallas.decode_attention.triton_scores import (
     specs_of,
 )
 
-_BELOW = 1 - 1e-5  # of a uniform share: a share that rounding alone takes below it is none
-
 
 def unsupported(segment: Segment) -> str | None:
     """Why the masses of a segment that is not `triton_gpu.unsupported` cannot be given; None if they can."""
@@ -66,9 +64,8 @@ def mass(
       interpret: as for `walk`.
     """
     function = functools.partial(_mass, scale=scale, kind=kind, interpret=interpret)
-    level = jnp.where(totals.total > 0, totals.maximum + jnp.log(totals.total), 0.0) * math.log2(math.e)
-    uniform = _BELOW / jnp.maximum(totals.seen, 1).astype(jnp.float32)
-    return over_mesh(function, segment, query_positions, mesh, level, uniform)
+    level = totals.level * math.log2(math.e)
+    return over_mesh(function, segment, query_positions, mesh, level, totals.uniform)
 
 
 class _Arrays(NamedTuple):

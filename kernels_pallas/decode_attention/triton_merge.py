@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float
 
-from kernels_pallas.decode_attention.triton_scores import power_of_2
+from kernels_pallas._gpu import power
 
 _ROWS = 8  # of queries in a program
 _MOST_NUMBERS = 8192  # in a program, of the outputs of all splits
@@ -38,7 +38,7 @@ def merge(
       interpret: see `pl.pallas_call`.
     """
     heads, splits, width, rows = output.shape
-    channels = max(min(16, _MOST_NUMBERS // (power_of_2(splits) * _ROWS)), 1)
+    channels = max(min(16, _MOST_NUMBERS // (power(splits) * _ROWS)), 1)
     wide = jax.ShapeDtypeStruct((heads, rows, width), jnp.float32)
     flat = jax.ShapeDtypeStruct((heads, rows), jnp.float32)
     of_splits = pl.BlockSpec((None, splits, _ROWS), lambda head, row, channel: (head, 0, row))
@@ -68,7 +68,7 @@ def _kernel(
 ) -> None:
     """Some channels of some rows; all programs of these rows write the same maxima and sums."""
     splits = output.shape[0]
-    split = jnp.arange(power_of_2(splits), dtype=jnp.int32)
+    split = jnp.arange(power(splits), dtype=jnp.int32)
     there, where = (split < splits)[:, None], jnp.minimum(split, splits - 1)
     found = maximum[where, :]
     most = jnp.max(found, axis=0)  # a last split that is there twice does not change it

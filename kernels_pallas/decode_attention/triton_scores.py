@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas._gpu import power
 from kernels_pallas.coded import Parts
 from kernels_pallas.decode_attention.reference import Segment
 from kernels_pallas.decode_attention.triton_read import (
@@ -86,17 +87,12 @@ def _live_of(query_positions: Int[Array, "B T"], positions: Int[Array, "B K S"])
     count = positions.shape[2]
     if count <= _FEW_SLOTS:
         return None
-    stretches = min(max(power_of_2(count // _STRETCH), _FEWEST_STRETCHES), _FEW_SLOTS)
+    stretches = min(max(power(count // _STRETCH), _FEWEST_STRETCHES), _FEW_SLOTS)
     newest = jnp.max(query_positions, axis=1)[:, None, None]
     slots = jnp.arange(count, dtype=jnp.int32)[None, None, :]
     live = jnp.where((positions >= 0) & (positions <= newest), slots + 1, 0).reshape(-1, count)
     live = jnp.pad(live, ((0, 0), (0, -count % stretches)))
     return jnp.max(live.reshape(live.shape[0], stretches, -1), axis=2)
-
-
-def power_of_2(number: int) -> int:
-    """The least that is no less."""
-    return 1 << (number - 1).bit_length()
 
 
 def live_blocks(asked: Asked, size: int) -> Int[Array, ""]:
@@ -105,7 +101,7 @@ def live_blocks(asked: Asked, size: int) -> Int[Array, ""]:
         live = jnp.max(asked.live[...])
     else:
         rows, fields = asked.positions.shape
-        index = jnp.arange(power_of_2(rows * fields), dtype=jnp.int32)
+        index = jnp.arange(power(rows * fields), dtype=jnp.int32)
         row, field = jax.lax.div(index, jnp.full_like(index, fields)), jax.lax.rem(index, jnp.full_like(index, fields))
         found = asked.positions[jnp.minimum(row, rows - 1), field]
         newest = jnp.max(_all_of(asked.query_positions))
@@ -115,7 +111,7 @@ def live_blocks(asked: Asked, size: int) -> Int[Array, ""]:
 
 def _all_of(ref: jax.Ref) -> Int[Array, "_"]:
     """An array of any length, its last number repeated up to a power of 2, as tiles want it."""
-    return ref[jnp.minimum(jnp.arange(power_of_2(ref.shape[0]), dtype=jnp.int32), ref.shape[0] - 1)]
+    return ref[jnp.minimum(jnp.arange(power(ref.shape[0]), dtype=jnp.int32), ref.shape[0] - 1)]
 
 
 def specs_of(arrays: Any, heads: int, *, axis: int) -> Any:
