@@ -9,6 +9,7 @@ the newest of keys that tie runs only in steps where a row has such keys.
 Keys are compared as signed integers, of which -2**31 is never kept.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int, UInt32
 
 from kernels_pallas._tpu import LANES, ROWS, not_a_tpu
+from kernels_pallas.select import reference
 
 _LOWEST = -(2**31)
 _STEP_KEYS = 1 << 18  # of all rows of a step, 256 tiles written out one after the other
@@ -66,12 +68,7 @@ def thresholds(
       wanted: slots of each row.
       interpret: run on any device, step by step; True, or how (`pltpu.InterpretParams`).
     """
-    *rows, num_slots = keys.shape
-    signed = jax.lax.bitcast_convert_type(keys, jnp.int32) ^ jnp.int32(_LOWEST)
-    arrays = (array.reshape(-1, array.shape[-1]) for array in (signed, recency, wanted))
-    best, newest = _search(*arrays, interpret=interpret)
-    best = jax.lax.bitcast_convert_type(best ^ jnp.int32(_LOWEST), jnp.uint32)
-    return best.reshape(*rows, 1), newest.reshape(*rows, 1)
+    return reference.by_signed(functools.partial(_search, interpret=interpret), keys, recency, wanted)
 
 
 def _search(

@@ -45,6 +45,20 @@ def thresholds(
     return best, jax.lax.cond(jnp.all(exact), lambda: jnp.zeros(wanted.shape, jnp.int32), newest_of_ties)
 
 
+def by_signed(
+    search: Callable[..., Any],
+    keys: UInt32[Array, "*rows S"],
+    recency: Int[Array, "*rows S"],
+    wanted: Int[Array, "*rows 1"],
+) -> tuple[UInt32[Array, "*rows 1"], Int[Array, "*rows 1"]]:
+    """`thresholds` by a search of one axis of rows; its keys have a sign, and -2**31 is never kept."""
+    *rows, _ = keys.shape
+    signed = jax.lax.bitcast_convert_type(keys, jnp.int32) ^ jnp.int32(_SIGN)
+    best, newest = search(*(array.reshape(-1, array.shape[-1]) for array in (signed, recency, wanted)))
+    best = jax.lax.bitcast_convert_type(best ^ jnp.int32(_SIGN), jnp.uint32)
+    return best.reshape(*rows, 1), newest.reshape(*rows, 1)
+
+
 def select(
     scores: Float[Array, "*rows S"],
     *,

@@ -11,6 +11,7 @@ Keys are compared as signed integers, of which -2**31 is never kept. Pallas has 
 0.11: only the choice of `api.py` depends on this file.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Int, UInt32
 
 from kernels_pallas._gpu import not_a_gpu, power
+from kernels_pallas.select import reference
 
 _LOWEST = -(2**31)
 _MOST_HELD = 1 << 14  # keys of a row that stay in registers: 32 of each of 512 threads
@@ -70,16 +72,11 @@ def thresholds(
       wanted: slots of each row.
       interpret: run on any device, step by step.
     """
-    *rows, num_slots = keys.shape
-    signed = jax.lax.bitcast_convert_type(keys, jnp.int32) ^ jnp.int32(_LOWEST)
-    arrays = signed.reshape(-1, num_slots), recency.reshape(-1, num_slots), wanted.reshape(-1)
-    best, newest = _search(*arrays, interpret=interpret)
-    best = jax.lax.bitcast_convert_type(best ^ jnp.int32(_LOWEST), jnp.uint32)
-    return best.reshape(*rows, 1), newest.reshape(*rows, 1)
+    return reference.by_signed(functools.partial(_search, interpret=interpret), keys, recency, wanted)
 
 
 def _search(
-    keys: Int[Array, "rows S"], ages: Int[Array, "rows S"], wanted: Int[Array, "rows"], *, interpret: Any
+    keys: Int[Array, "rows S"], ages: Int[Array, "rows S"], wanted: Int[Array, "rows 1"], *, interpret: Any
 ) -> tuple[Int[Array, "rows"], Int[Array, "rows"]]:
     """Runs the kernel."""
     num_rows, num_slots = keys.shape
@@ -94,7 +91,7 @@ def _search(
         compiler_params=pltriton.CompilerParams(num_warps=warps_of(block_of(num_slots)), num_stages=1),
         interpret=interpret,
         name="select",
-    )(keys, ages, wanted)
+    )(keys, ages, wanted[:, 0])
 
 
 def _kernel(keys: jax.Ref, ages: jax.Ref, wanted: jax.Ref, best: jax.Ref, newest: jax.Ref) -> None:
