@@ -63,15 +63,19 @@ def unspread(mesh: Mesh | None, implementation: str | None) -> str | None:
     return f"the mesh over {count} devices is not given" if wanted else None
 
 
-def spread(mesh: Mesh, batch: int, heads: int) -> tuple[str | None, str | None]:
+def spread(mesh: Mesh | None, batch: int, heads: int) -> tuple[str | None, str | None]:
     """The axes of a mesh over which sequences and heads lie: "data" and "model", each where it divides them."""
+    if mesh is None:
+        return None, None
     sizes = {"data": batch, "model": heads}
     return tuple(axis if size % mesh.shape[axis] == 0 else None for axis, size in sizes.items())
 
 
 def on_each_device(
-    function: Callable[..., Any], arrays: tuple[Any, ...], *, mesh: Mesh, in_specs: Any, out_specs: Any
+    function: Callable[..., Any], arrays: tuple[Any, ...], *, mesh: Mesh | None, in_specs: Any, out_specs: Any
 ) -> Any:
-    """What a kernel gives when each device of a mesh runs it on its part of the arrays."""
+    """What a kernel gives when each device of a mesh, if there is one, runs it on its part of the arrays."""
+    if mesh is None or mesh.size == 1:
+        return function(*arrays)
     # Kernels say nothing of how their results vary over the mesh, so that is not checked.
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)

@@ -227,8 +227,7 @@ class Decoder:
 def load_configured(config: ConfigDict, *, quiet: bool = False) -> tuple[Tokenizer, Transformer]:
     """The tokenizer and the model that a config names, on the mesh that it asks for."""
     folder = find_checkpoint(config.model)
-    single_device = config.mesh.data == config.mesh.model == 1
-    mesh = None if single_device else make_mesh(data=config.mesh.data, model=config.mesh.model)
+    mesh = make_mesh(data=config.mesh.data, model=config.mesh.model)
     with status(f"loading {config.model}", quiet=quiet):
         tokenizer = load_tokenizer(config.tokenizer or folder)
         return tokenizer, load_model(folder, mesh=mesh, dtype=config.dtype)

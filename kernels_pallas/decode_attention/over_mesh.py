@@ -30,8 +30,6 @@ def over_mesh(
       extra: what else belongs to queries.
       mesh: axis "data" has sequences, "model" heads, each where it divides them; None or one device: all are here.
     """
-    if mesh is None or mesh.size == 1:
-        return function(segment, query_positions, *extra)
     batch, heads = spread(mesh, query_positions.shape[0], segment.keys[0].num_heads)
     parts = 1 if heads is None else mesh.shape[heads]
 

@@ -52,8 +52,6 @@ def encode(
             return reference.encode(numbers, rule, basis=matrix)
         kernel = mosaic_tpu.encode if chosen.name == "mosaic_tpu" else triton_gpu.encode
         function = functools.partial(_on_one, rule=rule, kernel=kernel)
-        if mesh is None or mesh.size == 1:
-            return function(numbers, matrix)
         batch, heads = spread(mesh, *numbers.shape[:2])
         spec, of_basis = PartitionSpec(batch, heads), PartitionSpec()
         if matrix is not None and matrix.ndim > 2:  # `K D R` or `B K D R`

@@ -99,8 +99,6 @@ def _over_mesh(
     run = functools.partial(triton_gpu.score, interpret=interpret)
     if name == "mosaic_tpu":
         run = functools.partial(mosaic_tpu.score, device=device_kind(mesh), interpret=interpret)
-    if mesh is None or mesh.size == 1:
-        return run(keys, rows, weights)
     batch, heads = spread(mesh, keys.positions.shape[0], keys.parts[0].num_heads)
     parts = 1 if heads is None else mesh.shape[heads]
 

@@ -46,8 +46,7 @@ def select(
     known = {"mosaic_tpu": mosaic_tpu, "triton_gpu": triton_gpu, "reference": reference}
     function = functools.partial(_select, search=known[chosen.name].thresholds)
     with jax.named_scope("select"):
-        if mesh is None or mesh.size == 1 or chosen.name == "reference":
-            return function(scores, protected, recency, budgets)
+        mesh = None if chosen.name == "reference" else mesh
         spec = _spec(budgets.shape, mesh)
         arrays = scores, protected, recency, budgets
         return on_each_device(function, arrays, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec)
@@ -59,7 +58,7 @@ def _select(
     return reference.select(scores, protected=protected, recency=recency, budgets=budgets, **how)
 
 
-def _spec(rows: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _spec(rows: tuple[int, ...], mesh: Mesh | None) -> PartitionSpec:
     """How rows lie over a mesh."""
     if len(rows) < 2:
         return PartitionSpec()

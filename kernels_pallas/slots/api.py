@@ -1,14 +1,15 @@
 """The public functions of the operation, and the choice of its implementation."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int
 
 from kernels_pallas import _dispatch
-from kernels_pallas._dispatch import Choice, device_kind, unspread
+from kernels_pallas._dispatch import Choice, device_kind, on_each_device, spread, unspread
 from kernels_pallas.coded import Coded, Parts
 from kernels_pallas.slots import mosaic_tpu, reference, triton_gpu
 from kernels_pallas.slots.reference import merge_heads
@@ -71,9 +72,17 @@ def put_slots(
     """
     chosen = choose_put(parts, slots.shape[2], unit=unit, implementation=implementation, mesh=mesh)
     known = {"mosaic_tpu": mosaic_tpu, "triton_gpu": triton_gpu}
-    put_fields = functools.partial(known[chosen.name].put_fields, mesh=mesh) if chosen.name in known else None
+    kernel = known.get(chosen.name)
+    put_fields = None if kernel is None else functools.partial(_put_fields, kernel=kernel, mesh=mesh)
     with jax.named_scope("put_slots"):
         return reference.put_slots(parts, new, slots, unit=unit, put_fields=put_fields)
+
+
+def _put_fields(*arrays: jax.Array, kernel: Any, width: int, mesh: Mesh | None) -> jax.Array:
+    """A kernel's `put_fields`, on each device for what that has: plane, fields and slots are all `B k ...`."""
+    spec = PartitionSpec(*spread(mesh, *arrays[0].shape[:2]))
+    put = functools.partial(kernel.put_fields, width=width)
+    return on_each_device(put, arrays, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)
 
 
 def choose_put(

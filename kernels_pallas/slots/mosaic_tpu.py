@@ -17,10 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
-from kernels_pallas._dispatch import on_each_device, spread
 from kernels_pallas._tpu import LANES, VMEM, not_a_tpu
 from kernels_pallas.coded import Parts
 from kernels_pallas.slots.reference import byte_planes
@@ -76,7 +74,6 @@ def put_fields(
     slots: Int[Array, "B k U"],
     *,
     width: int,
-    mesh: Mesh | None = None,
     interpret: Any = False,
 ) -> Int[Array, "B k bytes R"]:
     """Fields of `width` bits written into packed bytes, in place.
@@ -86,28 +83,8 @@ def put_fields(
       fields: of the new tokens, the `width` lowest bits count.
       slots: int32, where they go; distinct. Negative: nowhere.
       width: of a code in this plane.
-      mesh: over which the arrays lie, see `api.put_slots`; each device runs the kernel on what it has.
       interpret: run on any device, step by step; True, or how (`pltpu.InterpretParams`).
     """
-
-    def put(plane: jax.Array, fields: jax.Array, slots: jax.Array) -> jax.Array:
-        return _put(plane, fields, slots, width=width, interpret=interpret)
-
-    if mesh is None or mesh.size == 1:
-        return put(plane, fields, slots)
-    spec = PartitionSpec(*spread(mesh, *plane.shape[:2]))
-    return on_each_device(put, (plane, fields, slots), mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)
-
-
-def _put(
-    plane: Int[Array, "B k bytes R"],
-    fields: UInt8[Array, "B k U R"],
-    slots: Int[Array, "B k U"],
-    *,
-    width: int,
-    interpret: Any,
-) -> Int[Array, "B k bytes R"]:
-    """What one device does."""
     *heads, num_bytes, size = plane.shape
     per_byte, ones = 8 // width, (1 << width) - 1
     beside = [(0, 0), (0, 0), (0, -slots.shape[2] % LANES)]

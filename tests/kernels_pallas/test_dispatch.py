@@ -1,9 +1,11 @@
 """The choice of an implementation."""
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
-from kernels_pallas._dispatch import Choice, choose, device_kind, spread, unspread
+from kernels_pallas._dispatch import Choice, choose, device_kind, on_each_device, spread, unspread
 from kernels_pallas._tpu import not_a_tpu
 
 ANSWERS = {"best": "it wants 128 lanes", "good": None, "reference": None}
@@ -50,3 +52,19 @@ def test_sequences_and_heads_lie_over_axes_that_divide_them():
     assert spread(mesh, 4, 2) == ("data", "model")
     assert spread(mesh, 3, 2) == (None, "model")
     assert spread(mesh, 1, 1) == (None, None)
+    assert spread(None, 4, 2) == (None, None)
+
+
+def test_each_device_has_its_part_of_the_arrays_and_one_has_all():
+    array, spec = jnp.arange(8.0).reshape(4, 2), PartitionSpec("data")
+    how = {"in_specs": (spec,), "out_specs": spec}
+    mesh = jax.make_mesh((2, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def sum_of_all(array):
+        return jnp.full_like(array, array.sum())
+
+    ours = on_each_device(sum_of_all, (array,), mesh=mesh, **how)
+    assert ours[:, 0].tolist() == [6.0, 6.0, 22.0, 22.0]
+    single = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    for alone in (None, single):
+        assert on_each_device(sum_of_all, (array,), mesh=alone, **how)[0, 0] == 28.0
