@@ -23,14 +23,17 @@ Fitted = tuple[tuple[Arrays, Arrays, Arrays], ...]
 Static = tuple[tuple[Codec, Codec, Selection | None], ...]
 
 
-@functools.lru_cache(maxsize=8)  # every batch of a run asks for the same
 def fit_policy(shape: ModelShape, policy: Policy, placement: Placement, statistics: Any) -> tuple[Static, Fitted]:
     """The codecs and the selection of each layer, and their fitted arrays, on the host.
 
     Raises:
       UserError: the model does not suit the policy, or it needs statistics and there are none.
     """
-    device = placement.mesh.devices.flat[0] if placement.mesh is not None else _default_device()
+    return _fit(shape, policy, placement.device, statistics)
+
+
+@functools.lru_cache(maxsize=8)  # every batch of a run asks for the same
+def _fit(shape: ModelShape, policy: Policy, device: jax.Device, statistics: Any) -> tuple[Static, Fitted]:
     static, fitted = [], []
     for layer in range(shape.num_layers):
         facts = LayerFacts(
@@ -47,10 +50,6 @@ def fit_policy(shape: ModelShape, policy: Policy, placement: Placement, statisti
         static.append((pairs[0][0], pairs[1][0], selection))
         fitted.append((pairs[0][1], pairs[1][1], arrays))
     return tuple(static), tuple(fitted)
-
-
-def _default_device() -> jax.Device:
-    return jax.local_devices()[0]
 
 
 def empty_cache(

@@ -25,7 +25,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from kvjax import axes
-from kvjax._kernels import Coded, Parts, device_kind
+from kvjax._kernels import Coded, Parts
 from kvjax.cache import KEY_AXES, Body, ExactSegment, KVCache, LayerCache, place_heads
 from kvjax.compaction import absorb, spread_heads, write_rows
 from kvjax.eviction import Moved, Row, agree, round_candidates
@@ -73,7 +73,7 @@ def make_room(cache: KVCache, wanted: Bool[Array, "B"]) -> KVCache:
             for layer, tokens, stays in zip(layers, moved, kept, strict=True)
         )
 
-    on_tpu = device_kind(cache.placement.mesh).startswith("TPU")
+    on_tpu = cache.placement.device_kind.startswith("TPU")
     where_due = _by_branch if on_tpu and any(_has_floats(layer.body) for layer in cache.layers) else _by_loop
     return dataclasses.replace(cache, layers=where_due(run, cache.layers, jnp.any(due)))
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kvjax._kernels import default_device
 from kvjax.errors import UserError
 
 MESH_AXES = ("data", "model")
@@ -32,9 +33,14 @@ class Placement:
     mesh: Mesh | None = None
 
     @property
+    def device(self) -> jax.Device:
+        """The first device; without a mesh, the one that JAX runs on."""
+        return default_device() if self.mesh is None else self.mesh.devices.flat[0]
+
+    @property
     def device_kind(self) -> str:
-        """Kind of the devices, e.g. "NVIDIA H200"; without a mesh, of the one that JAX runs on."""
-        return (jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]).device_kind
+        """Kind of the devices, e.g. "NVIDIA H200"."""
+        return self.device.device_kind
 
     def spec(self, axes: str, shape: tuple[int, ...]) -> PartitionSpec:
         """The partition of an array, e.g. `spec("B T M", (8, 1, 4096))`."""

@@ -216,8 +216,7 @@ def write_output(config: ConfigDict, state: TrainState, *, code: str | None) -> 
     write_byte_tokenizer(output, symbols=SYMBOLS, **sizes)
     log = (ROOT / config.checkpoint_folder / "log.jsonl").read_text()
     (output / "train_log.jsonl").write_text(log)
-    device = jax.devices()[0].device_kind
-    made = {"commit": code, "device": device, "config": json.loads(config.to_json())}
+    made = {"commit": code, "device": state.model.placement.device_kind, "config": json.loads(config.to_json())}
     (output / "train_config.json").write_text(json.dumps(made, indent=2) + "\n")
     return output
 

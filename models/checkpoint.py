@@ -51,7 +51,7 @@ def restore_params(model: Transformer, folder: str | Path) -> Transformer:
 
     wanted = parameter_tree(abstract_model(model.config, mesh=model.placement.mesh, dtype=model.cache_shape.dtype))
     if model.placement.mesh is None:
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = jax.sharding.SingleDeviceSharding(model.placement.device)
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), wanted)
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "kvjax.axes": set(),
     "kvjax.errors": set(),
     "kvjax.registry": {"kvjax.errors"},
-    "kvjax.sharding": {"kvjax.errors"},
+    "kvjax.sharding": {"kvjax._kernels", "kvjax.errors"},
     "kvjax.rope": set(),
     "kvjax.model_shape": {"kvjax.rope"},
     "kvjax.folder": {"kvjax.errors"},

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvjax import rounds
 from kvjax.empty import empty_cache
 from kvjax.grammar import parse_policy
 from kvjax.model_shape import ModelShape
@@ -121,7 +120,7 @@ def test_what_is_copied_least_runs_a_round(monkeypatch, kind, text, primitive):
     cache = empty_cache(SHAPE, policy=policy, batch=2, max_tokens=30)
     for position in range(8):
         cache = step(cache, position)
-    monkeypatch.setattr(rounds, "device_kind", lambda mesh: kind)
+    monkeypatch.setattr(Placement, "device_kind", kind)
     everywhere = jnp.ones((2,), bool)
     operations = {
         equation.primitive.name for equation in jax.make_jaxpr(lambda one: make_room(one, everywhere))(cache).eqns
@@ -130,7 +129,7 @@ def test_what_is_copied_least_runs_a_round(monkeypatch, kind, text, primitive):
     for due in (everywhere, ~everywhere):
         found = []
         for name in (kind, "cpu"):
-            monkeypatch.setattr(rounds, "device_kind", lambda mesh, name=name: name)
+            monkeypatch.setattr(Placement, "device_kind", name)
             found.append(jax.tree.leaves(make_room(cache, due)))
         for ours, theirs in zip(*found, strict=True):
             np.testing.assert_array_equal(ours, theirs)

@@ -52,6 +52,18 @@ def test_generation_on_a_mesh_equals_one_device():
     assert kvjax.generate(meshed, prompts, max_new_tokens=12) == expected
 
 
+@pytest.mark.parametrize("named", ["device", "platform"])
+def test_without_a_mesh_all_is_on_the_default_device(named):
+    there = {"device": jax.devices()[3], "platform": "cpu"}[named]
+    with jax.default_device(there):
+        device = jax.devices()[0] if named == "platform" else there
+        assert Placement().device == device
+        model = jax.device_put(tiny_model(), device)
+        cache = kvjax.init_cache(model, "int8", batch=1, max_tokens=24)
+        logits, cache = kvjax.prefill(model, cache, jnp.asarray([[1, 2, 3]]))
+        assert {one for array in jax.tree.leaves((logits, cache)) for one in array.devices()} == {device}
+
+
 def test_the_table_of_axes():
     placement = Placement(make_mesh(data=2, model=4))
     assert placement.spec("B K S D", (4, 8, 100, 64)) == P("data", "model", None, None)

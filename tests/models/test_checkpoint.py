@@ -21,6 +21,14 @@ def test_orbax_saves_and_restores_also_onto_a_mesh(folder, tmp_path):
     assert restored.embedding[...].sharding.shard_shape((64, 32)) == (16, 32)
 
 
+def test_orbax_restores_onto_the_default_device(single, tmp_path):
+    model = models.load_model(single)
+    models.save_params(model, tmp_path / "orbax")
+    with jax.default_device(jax.devices()[3]):
+        there = models.restore_params(model, tmp_path / "orbax")
+    assert {one for array in jax.tree.leaves(there) for one in array.devices()} == {jax.devices()[3]}
+
+
 def test_orbax_refuses_another_model_and_a_missing_folder(folder, single, tmp_path):
     models.save_params(models.load_model(single), tmp_path / "orbax")
     with pytest.raises(UserError, match="does not hold this model"):
