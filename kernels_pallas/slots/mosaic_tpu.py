@@ -21,14 +21,13 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from kernels_pallas._tpu import LANES, VMEM, not_a_tpu
 from kernels_pallas.coded import Parts
-from kernels_pallas.slots.reference import byte_planes
+from kernels_pallas.slots.reference import byte_planes, no_fields
 
 _TILE = 32  # rows of bytes in a register
 _BLOCK_BYTES = 1024  # of each channel
 _PIECE_BYTES = 128
 _MOST_ODD_BYTES = 256  # which are no whole tiles, and so are not cut
 _MOST_NEW = 1024
-_MOST_NUMBERS = 1024
 
 
 def unsupported(parts: Parts, num_new: int, unit: int, device: str) -> str | None:
@@ -42,16 +41,9 @@ def unsupported(parts: Parts, num_new: int, unit: int, device: str) -> str | Non
     """
     if (reason := not_a_tpu(device)) is not None:
         return reason
-    if unit != 1:
-        return f"units of {unit} slots move together"
-    planes = byte_planes(parts)
-    if not planes:
-        return "there are no packed codes"
-    if num_new > _MOST_NEW:
-        return f"{num_new} tokens come at once, more than {_MOST_NEW}"
-    for plane in planes:
-        if plane.shape[3] > _MOST_NUMBERS:
-            return f"tokens have {plane.shape[3]} numbers, more than {_MOST_NUMBERS}"
+    if (reason := no_fields(parts, num_new, unit, most_new=_MOST_NEW)) is not None:
+        return reason
+    for plane in byte_planes(parts):
         if plane.shape[2] % _TILE and plane.shape[2] > _MOST_ODD_BYTES:
             return f"{plane.shape[2]} bytes a channel do not fill tiles of {_TILE}"
     return None

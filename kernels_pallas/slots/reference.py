@@ -17,6 +17,9 @@ from jaxtyping import Array, Int, UInt8
 
 from kernels_pallas.coded import Part, Parts, Rotated
 
+MOST_NUMBERS = 1024
+"""Of a token, which kernels write at once."""
+
 
 def take_slots(parts: Parts, index: Int[Array, "B K units"], *, unit: int) -> Parts:
     """See `api.take_slots`."""
@@ -164,6 +167,26 @@ def byte_planes(parts: Parts) -> list[Any]:
         inner = byte_planes(part.parts) if isinstance(part, Rotated) else part.planes
         found += [plane for plane in inner if plane.dtype == jnp.int8]
     return found
+
+
+def no_fields(parts: Parts, num_new: int, unit: int, *, most_new: int) -> str | None:
+    """Why there is nothing for a kernel's `put_fields`, or more than it holds at once; None if there is.
+
+    Args:
+      parts: arrays, or their shapes.
+      num_new: units that come.
+      unit: slots that move together.
+      most_new: tokens that the kernel takes.
+    """
+    if unit != 1:
+        return f"units of {unit} slots move together"
+    planes = byte_planes(parts)
+    if not planes:
+        return "there are no packed codes"
+    if num_new > most_new:
+        return f"{num_new} tokens come at once, more than {most_new}"
+    most = max(plane.shape[3] for plane in planes)
+    return f"tokens have {most} numbers, more than {MOST_NUMBERS}" if most > MOST_NUMBERS else None
 
 
 def merge_heads(parts: Parts) -> Parts:

@@ -23,10 +23,9 @@ from jaxtyping import Array, Int, UInt8
 
 from kernels_pallas._gpu import MOST_ELEMENTS, not_a_gpu, power
 from kernels_pallas.coded import Parts
-from kernels_pallas.slots.reference import byte_planes
+from kernels_pallas.slots.reference import byte_planes, no_fields
 
 _MOST_NEW = 4096  # of which each program looks at all
-_MOST_NUMBERS = 1024
 _NUMBERS_OF_THREAD = 4
 
 
@@ -41,17 +40,10 @@ def unsupported(parts: Parts, num_new: int, unit: int, device: str) -> str | Non
     """
     if (reason := not_a_gpu(device)) is not None:
         return reason
-    if unit != 1:
-        return f"units of {unit} slots move together"
-    planes = byte_planes(parts)
-    if not planes:
-        return "there are no packed codes"
-    if num_new > _MOST_NEW:
-        return f"{num_new} tokens come at once, more than {_MOST_NEW}"
-    if any(math.prod(plane.shape) >= MOST_ELEMENTS for plane in planes):
-        return "a plane takes 2 GiB or more"
-    most = max(plane.shape[3] for plane in planes)
-    return f"tokens have {most} numbers, more than {_MOST_NUMBERS}" if most > _MOST_NUMBERS else None
+    if (reason := no_fields(parts, num_new, unit, most_new=_MOST_NEW)) is not None:
+        return reason
+    too_large = any(math.prod(plane.shape) >= MOST_ELEMENTS for plane in byte_planes(parts))
+    return "a plane takes 2 GiB or more" if too_large else None
 
 
 def put_fields(
