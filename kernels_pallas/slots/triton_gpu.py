@@ -90,7 +90,7 @@ def _kernel(plane: jax.Ref, fields: jax.Ref, slots: jax.Ref, done: jax.Ref, *, w
     """The byte of one new token, of all channels."""
     per_byte, ones, (num_new, size) = 8 // width, (1 << width) - 1, fields.shape
     token, every = pl.program_id(0), jnp.arange(power(num_new), dtype=jnp.int32)
-    targets = pltriton.load(slots.at[pl.ds(0, power(num_new))], mask=every < num_new, other=jnp.int32(-1))
+    targets = pltriton.load(slots.at[every], mask=every < num_new, other=jnp.int32(-1))
     own = jnp.max(jnp.where(every == token, targets, -1))  # a load by an index of its own would wait once more
     byte = jax.lax.div(own, per_byte)
     shares = (targets >= 0) & (jax.lax.div(targets, per_byte) == byte)
@@ -99,7 +99,7 @@ def _kernel(plane: jax.Ref, fields: jax.Ref, slots: jax.Ref, done: jax.Ref, *, w
     inside = channels < size
 
     def row(ref: jax.Ref, index: jax.Array, mask: jax.Array) -> jax.Array:
-        found = pltriton.load(ref.at[index, pl.ds(0, power(size))], mask=mask, other=jnp.int8(0))
+        found = pltriton.load(ref.at[index, channels], mask=mask, other=jnp.int8(0))
         return found.astype(jnp.int32)
 
     @pl.when((own >= 0) & (first == token))
@@ -111,4 +111,4 @@ def _kernel(plane: jax.Ref, fields: jax.Ref, slots: jax.Ref, done: jax.Ref, *, w
             mask = ones << (width * place)
             bits = jnp.where(index >= 0, (bits & ~mask) | ((new & ones) << (width * place)), bits)
         signed = ((bits & 255) ^ 128) - 128
-        pltriton.store(done.at[byte, pl.ds(0, power(size))], signed.astype(jnp.int8), mask=inside)
+        pltriton.store(done.at[byte, channels], signed.astype(jnp.int8), mask=inside)
