@@ -65,7 +65,9 @@ def compile_kernel(function, shapes, *, name, folder):
 
     mesh = jax.sharding.Mesh(np.array(h200_devices()), ("x",))
     placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    jax.jit(function, in_shardings=placed, out_shardings=placed).lower(*shapes).compile()
+    with jax.default_device(mesh.devices.flat[0]):  # which newer JAX asks what it can do
+        lowered = jax.jit(function, in_shardings=placed, out_shardings=placed).lower(*shapes)
+    lowered.compile()
     (ptx,) = [path for path in glob.glob(f"{folder}/*.ptx") if f".entry {name}" in Path(path).read_text()]
     (thunks,) = glob.glob(f"{folder}/*thunk_sequence.txt")
     shared = re.search(rf" {name} grid.*shared_memory: (\d+) bytes", Path(thunks).read_text())

@@ -24,7 +24,9 @@ for text in sys.argv[1:]:
     cache = abstract_cache(
         model.cache_shape, policy=policy, batch=1, max_tokens=32_768, placement=model.placement
     )
-    compiled = compressed_decode.lower(model, cache, tokens).compile()
+    with jax.default_device(mesh.devices.flat[0]):
+        lowered = compressed_decode.lower(model, cache, tokens)
+    compiled = lowered.compile()
     memory, program = compiled.memory_analysis(), compiled.as_text()
     free = "parameter|constant|tuple|get-tuple-element|bitcast|after-all"  # of a step without a round
     step = re.findall(r"^  .* = .*? (?!(?:" + free + r")\\()[a-z-]+\\(", program[program.index("\\nENTRY "):], re.M)
