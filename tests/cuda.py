@@ -107,7 +107,7 @@ def run(command, *, dump=None):
         JAX_PLATFORMS="cpu",
         JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1",
         JAX_DISABLE_MOST_OPTIMIZATIONS="0",
-        XLA_FLAGS="" if dump is None else f"--xla_dump_to={dump}",
+        XLA_FLAGS="" if dump is None else f"--xla_dump_to={dump} --xla_dump_emitter_re=.*",
         PYTHONPATH=str(Path(__file__).resolve().parent.parent),
     )
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
