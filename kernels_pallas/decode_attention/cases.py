@@ -53,8 +53,10 @@ class Case:
     def loop_trips(self, device: str) -> tuple[tuple[int, ...], ...]:
         """Times that loops over heads run, to copy pages and to compute; others are for values of empty slots."""
         plan = self._plan(device)
+        if isinstance(plan, mosaic_plan.Plan):
+            return ((plan.trips,),)
         copies = ((1, plan.heads),) if self.pages else ()
-        loops = isinstance(plan, mosaic_floats.Plan) and plan.together < plan.heads
+        loops = plan.together < plan.heads
         return (*copies, (plan.heads // plan.together,)) if loops else copies
 
     def runs_on(self, device: str) -> bool:

@@ -193,8 +193,9 @@ def _call(
     scratch = [pltpu.VMEM((tiles, heads, LANES), jnp.float32)] * 3
     if not plan.one_position:
         scratch.append(pltpu.VMEM((tiles, heads, LANES), jnp.int32))
-    scratch.append(pltpu.VMEM((2 * plan.beside, tiles, rows, LANES), jnp.float32))
-    scratch.append(pltpu.VMEM((2 * plan.beside, width, 4 * rows, LANES), jnp.int32))
+    scratch.append(pltpu.VMEM((heads, tiles, rows, LANES), jnp.float32))
+    scratch += [pltpu.VMEM((heads, rows, LANES), jnp.float32)] * 3
+    scratch.append(pltpu.VMEM((heads, width, 4 * rows, LANES), jnp.int32))
     steps = inputs[0].shape[0]
     return pl.pallas_call(
         functools.partial(mosaic_codes_body.kernel, plan=plan, groups=groups),

@@ -20,6 +20,10 @@ Weights are rounded to 1/32512 of the block's largest after a dither was added: 
 step each would otherwise be none at all beside a large one. A rounded weight, as it stands in the low bits of a float,
 is its own bytes: the matrix unit takes the words of [Q, 128] as [4 Q, 128] bytes, and rows 4 q and 4 q + 1 of the
 product are the weight's two planes. Row 4 q + 2 is made 1 everywhere, and gives what a signed low byte lacks.
+
+Heads go through three stages in a pipeline: while one's scores are made, the weights of the one before it are, and what
+the one before that gave is merged. Stages are handed over in scratch memory, so a turn of the loop over heads has three
+independent strands to fill its units with, and no more of them than its registers hold.
 """
 
 import dataclasses
@@ -65,8 +69,11 @@ class _Refs:
     lift: Any
     inverse: Any
     slot_positions: Any
-    scores: Any  # 2 beside, tiles Q 128
-    products: Any  # 2 beside, V/128, 4 Q 128
+    scores: Any  # heads tiles Q 128, and so on: from stage to stage
+    largest: Any  # heads Q 128
+    weights: Any  # heads Q 128
+    totals: Any  # heads Q 128
+    products: Any  # heads V/128, 4 Q 128
 
 
 def kernel(live: jax.Ref, newest: jax.Ref, *given: jax.Ref, plan: Plan, groups: int) -> None:
@@ -95,14 +102,12 @@ def kernel(live: jax.Ref, newest: jax.Ref, *given: jax.Ref, plan: Plan, groups: 
     @pl.when(block < live[sequence])
     def _() -> None:
         _bring_tokens(block, newest[sequence], refs, plan)
-        for first in range(0, plan.heads, plan.beside):
-            _add_block([first + index for index in range(plan.beside)], refs, plan)
+        _add_block(newest[sequence], refs, plan)
 
 
 def _bring_tokens(block: jax.Array, newest: jax.Array, refs: _Refs, plan: Plan) -> None:
     """Puts what belongs to tokens into the orders of scores and weights, heads on sublanes."""
     shape = (plan.heads, LANES)
-    lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     of_keys, of_values = classes(plan.key_bits), classes(plan.value_bits)
     for first in range(0, plan.tiles, of_values):
         tiles = range(first, first + of_values)
@@ -115,18 +120,18 @@ def _bring_tokens(block: jax.Array, newest: jax.Array, refs: _Refs, plan: Plan) 
                 for seen, tile in zip(visible, tiles, strict=True)
             ]
         for part in range(0, of_values, of_keys):
-            for index in range(of_keys):
+            own = _by_class(words[part : part + of_keys])
+            own_places = [] if plan.one_position else _by_class(places[part : part + of_keys])
+            for index, word in enumerate(own):
                 at = (index * plan.tiles + first + part) // of_keys
-                word = _every(words[part : part + of_keys], index, lane)
                 step = 2.0 ** (-plan.key_bits * index) if plan.key_levels is None else plan.key_step
                 refs.a[at] = of_half((word >> 3) & (0x7FFF << 13)) * (refs.unit[0] * step)
                 refs.lift[at] = _lift(word)
                 if not plan.one_position:
-                    refs.slot_positions[at] = _every(places[part : part + of_keys], index, lane)
+                    refs.slot_positions[at] = own_places[index]
                 if of_keys == of_values:
                     refs.inverse[at] = _inverse(refs.lift[at])
-        for index in range(of_values if of_keys != of_values else 0):
-            word = _every(words, index, lane)
+        for index, word in enumerate(_by_class(words) if of_keys != of_values else []):
             refs.inverse[(index * plan.tiles + first) // of_values] = _inverse(_lift(word))
 
 
@@ -162,14 +167,38 @@ def _inverse(lift: Float[Array, "heads 128"]) -> Float[Array, "heads 128"]:
     return jnp.minimum(jnp.exp2(-lift), 2.0**24)  # of the least float16
 
 
+def _by_class(pieces: list[jax.Array]) -> list[jax.Array]:
+    """Of n tiles of tokens a tile for each class: lanes i, i + n, i + 2 n, ... of the tiles beside each other.
+
+    Each tile is gathered from once. Its classes come to lie in a row that starts at a place of the tile's own, so what
+    a class has in different tiles lies apart: it is picked from them as it lies, and then moved together.
+    """
+    count = len(pieces)
+    if count == 1:
+        return pieces
+    if pieces[0].shape[0] == 1:  # one row is not gathered from
+        return [found[:1] for found in _by_class([jnp.broadcast_to(piece, (8, LANES)) for piece in pieces])]
+    width = LANES // count
+    lane = jax.lax.broadcasted_iota(jnp.int32, pieces[0].shape, 1)
+    place, within = lane >> (width.bit_length() - 1), lane & (width - 1)
+    gathered = []
+    for number, piece in enumerate(pieces):
+        index = within * count + ((place - number) & (count - 1))
+        gathered.append(jnp.take_along_axis(piece, index, axis=1, mode="promise_in_bounds"))
+    classes_of = []
+    for index in range(count):
+        found = gathered[0]
+        for number in range(1, count):
+            found = jnp.where(place == (number + index) % count, gathered[number], found)
+        classes_of.append(pltpu.roll(found, LANES - index * width, 1) if index else found)
+    return classes_of
+
+
 def _every(pieces: list[jax.Array], first: int, lane: jax.Array) -> jax.Array:
     """Lanes `first`, `first` + n, first + 2 n, ... of n pieces beside each other."""
     count = len(pieces)
     if count == 1:
         return pieces[0]
-    if pieces[0].shape[0] == 1:  # one row is not gathered from
-        whole = [jnp.broadcast_to(piece, (8, LANES)) for piece in pieces]
-        return _every(whole, first, jax.lax.broadcasted_iota(jnp.int32, (8, LANES), 1))[:1]
     index = (lane * count + first) & (LANES - 1)
     found = None
     for number, piece in enumerate(pieces):
@@ -178,18 +207,67 @@ def _every(pieces: list[jax.Array], first: int, lane: jax.Array) -> jax.Array:
     return found
 
 
-def _add_block(heads: list[int], refs: _Refs, plan: Plan) -> None:
-    """Adds the block to the rows of heads that go through the matrix unit together."""
+def _add_block(newest: jax.Array, refs: _Refs, plan: Plan) -> None:
+    """Adds the block to the rows of all heads, those that share passes through the matrix unit together."""
+    count = plan.heads // plan.beside
+    # What comes first in the program comes first in the schedule where all else is equal.
+    stages = [(2, _merge_heads), (1, _weigh_heads), (0, _score_heads)]
+    if plan.beside == 1:
+        stages = stages[::-1]
+
+    def turn(number: int | jax.Array) -> None:
+        for behind, stage in stages:
+            if not isinstance(number, int) or 0 <= number - behind < count:
+                stage(number - behind, refs, plan)
+
+    def apart(number: int) -> None:
+        """A turn in a branch that is always taken: the schedule does not mix it with what is before."""
+        pl.when(newest >= -1)(lambda: turn(number))
+
+    turn(0)
+    if count > 1:
+        (apart if plan.value_bits == 2 else turn)(1)  # where the schedule would run out of registers
+    # Of three heads the first has the loop's own number: addresses behind it would not be told apart from it.
+    jax.lax.fori_loop(0, plan.trips, lambda number, _: turn(number + 2), None)
+    turn(count)
+    apart(count + 1)
+
+
+def _heads(at: int | jax.Array, plan: Plan) -> list[Any]:
+    """Those that share a pass through the matrix unit."""
+    return [at * plan.beside + one for one in range(plan.beside)]
+
+
+def _score_heads(at: int | jax.Array, refs: _Refs, plan: Plan) -> None:
+    """First stage: scores of a block, and the largest of each row."""
+    heads = _heads(at, plan)
     largest: list[Any] = [None] * len(heads)
     for start in range(0, plan.slots // classes(plan.key_bits), plan.chunk):
-        _score(heads, start, largest, refs, plan)
-    maxima = [jnp.maximum(jnp.max(one, axis=1, keepdims=True), MASKED / 10) for one in largest]
-    maxima = [jnp.broadcast_to(one, (plan.rows, LANES)) for one in maxima]
-    sums = _Sums.of(len(heads))
+        _score(at, start, largest, refs, plan)
+    for head, one in zip(heads, largest, strict=True):
+        most = jnp.maximum(jnp.max(one, axis=1, keepdims=True), MASKED / 10)
+        refs.largest[head] = jnp.broadcast_to(most, (plan.rows, LANES))
+
+
+def _weigh_heads(at: int | jax.Array, refs: _Refs, plan: Plan) -> None:
+    """Second stage: weights, and what they and their products with values add up to."""
+    heads = _heads(at, plan)
+    maxima, sums = [refs.largest[head] for head in heads], _Sums.of(len(heads))
     for start in range(0, plan.slots // classes(plan.value_bits), plan.chunk):
         _weigh(heads, start, maxima, sums, refs, plan)
-    for index, head in enumerate(heads):
-        _merge(head, maxima[index], sums, index, refs, plan)
+    for one, head in enumerate(heads):
+        refs.totals[head] = sums.total[one]
+        if plan.value_shift:
+            refs.weights[head] = sums.weights[one]
+        for part, start in enumerate(range(0, plan.value_width, LANES)):
+            lanes = min(LANES, plan.value_width - start)
+            refs.products[head, part, :, :lanes] = sums.products[one][:, start : start + lanes]
+
+
+def _merge_heads(at: int | jax.Array, refs: _Refs, plan: Plan) -> None:
+    """Third stage."""
+    for head in _heads(at, plan):
+        _merge(head, refs, plan)
 
 
 @dataclasses.dataclass
@@ -216,7 +294,7 @@ def _tiles(start: int, index: int, bits: int, plan: Plan) -> list[int]:
     return list(range(first, first + plan.chunk // LANES))
 
 
-def _words(codes: jax.Ref, head: int, start: int, plan: Plan) -> jax.Array:
+def _words(codes: jax.Ref, head: Any, start: int, plan: Plan) -> jax.Array:
     """Rows of bytes of a head, four to a word."""
     return pltpu.bitcast(codes[0, head, pl.ds(start, plan.chunk)], jnp.int32)
 
@@ -226,10 +304,10 @@ def _signs(bits: int, count: int) -> int:
     return in_each_byte(sum(1 << (bits * index + bits - 1) for index in range(count)))
 
 
-def _score(heads: list[int], start: int, largest: list[Any], refs: _Refs, plan: Plan) -> None:
+def _score(at: int | jax.Array, start: int, largest: list[Any], refs: _Refs, plan: Plan) -> None:
     """Scores of a chunk into `refs.scores`; the largest of each row and lane into `largest`."""
     bits, count, rows = plan.key_bits, classes(plan.key_bits), plan.rows
-    queries = refs.queries[0, heads[0] // plan.beside]
+    heads, queries = _heads(at, plan), refs.queries[0, at]
     table, below = plan.key_levels is not None, None
     for index in range(count):
         last = index == count - 1
@@ -247,11 +325,11 @@ def _score(heads: list[int], start: int, largest: list[Any], refs: _Refs, plan: 
             for number, tile in enumerate(_tiles(start, index, bits, plan)):
                 found = products[:, number * LANES : (number + 1) * LANES]
                 found = _finish_scores(found if before is None else found + before, head, tile, refs, plan)
-                refs.scores[head % (2 * plan.beside), tile] = found
+                refs.scores[head, tile] = found
                 largest[one] = found if largest[one] is None else jnp.maximum(largest[one], found)
 
 
-def _key_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> Int[Array, "_ D"]:
+def _key_codes(head: Any, start: int, index: int, refs: _Refs, plan: Plan) -> Int[Array, "_ D"]:
     """One class of a chunk's codes: levels of the table, or all fields up to it, each but the top one 0 at least."""
     bits, count = plan.key_bits, classes(plan.key_bits)
     if count == 1:
@@ -264,7 +342,7 @@ def _key_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> In
     return pltpu.bitcast(words if index == count - 1 else words & in_each_byte((1 << bits * (index + 1)) - 1), jnp.int8)
 
 
-def _value_codes(head: int, start: int, index: int, refs: _Refs, plan: Plan) -> Int[Array, "_ V"]:
+def _value_codes(head: Any, start: int, index: int, refs: _Refs, plan: Plan) -> Int[Array, "_ V"]:
     """One class of a chunk's codes: levels of the table, or the field at the top of its byte."""
     bits, count = plan.value_bits, classes(plan.value_bits)
     if count == 1:
@@ -290,7 +368,7 @@ def _look_up(words: Int[Array, "_ D"], index: int, bits: int, table: jax.Ref) ->
     return beside([beside([tile(row, lane) for lane in lanes], 1) for row in range(0, places.shape[0], 32)], 0)
 
 
-def _finish_scores(products: jax.Array, head: int, tile: int, refs: _Refs, plan: Plan) -> jax.Array:
+def _finish_scores(products: jax.Array, head: Any, tile: int, refs: _Refs, plan: Plan) -> jax.Array:
     """Scores in units of ln 2, the value's scale in them, from integers."""
     scores = products * _row(refs.a, tile, head, plan) + _row(refs.lift, tile, head, plan)
     if plan.biased:
@@ -303,12 +381,12 @@ def _finish_scores(products: jax.Array, head: int, tile: int, refs: _Refs, plan:
     return scores
 
 
-def _row(ref: jax.Ref, tile: int, head: int, plan: Plan) -> jax.Array:
+def _row(ref: jax.Ref, tile: int, head: Any, plan: Plan) -> jax.Array:
     """What belongs to the tokens of a head, for each row."""
     return jnp.broadcast_to(ref[tile, pl.ds(head, 1)], (plan.rows, LANES))
 
 
-def _weigh(heads: list[int], start: int, maxima: list[jax.Array], sums: _Sums, refs: _Refs, plan: Plan) -> None:
+def _weigh(heads: list[Any], start: int, maxima: list[jax.Array], sums: _Sums, refs: _Refs, plan: Plan) -> None:
     """Weights of a chunk times its values, added to `sums`."""
     for index in range(classes(plan.value_bits)):
         planes, codes = [], []
@@ -324,7 +402,7 @@ def _weigh(heads: list[int], start: int, maxima: list[jax.Array], sums: _Sums, r
 
 
 def _weights(
-    head: int, tile: int, one: int, maximum: jax.Array, sums: _Sums, refs: _Refs, plan: Plan
+    head: Any, tile: int, one: int, maximum: jax.Array, sums: _Sums, refs: _Refs, plan: Plan
 ) -> Int[Array, "_ 128"]:
     """A tile of a head's weights as bytes, four rows for one."""
     scores = _scores_of(head, tile, refs, plan)
@@ -337,41 +415,40 @@ def _weights(
     return pltpu.bitcast(words, jnp.int8)
 
 
-def _scores_of(head: int, tile: int, refs: _Refs, plan: Plan) -> jax.Array:
+def _scores_of(head: Any, tile: int, refs: _Refs, plan: Plan) -> jax.Array:
     """A tile of scores in the order of values, whose bytes may hold more codes than those of keys."""
     scores, count = refs.scores, classes(plan.key_bits)
-    ratio, slot = classes(plan.value_bits) // count, head % (2 * plan.beside)
+    ratio = classes(plan.value_bits) // count
     if ratio == 1:
-        return scores[slot, tile]
+        return scores[head, tile]
     of_class = plan.tiles // classes(plan.value_bits)
     index, number = divmod(tile, of_class)  # tokens n i + index; of keys, class index % n and every ratio-th of it
     first = index % count * (plan.tiles // count) + number * ratio
     lane = jax.lax.broadcasted_iota(jnp.int32, (plan.rows, LANES), 1)
-    return _every([scores[slot, first + piece] for piece in range(ratio)], index // count, lane)
+    return _every([scores[head, first + piece] for piece in range(ratio)], index // count, lane)
 
 
-def _merge(head: int, maximum: jax.Array, sums: _Sums, one: int, refs: _Refs, plan: Plan) -> None:
+def _merge(head: Any, refs: _Refs, plan: Plan) -> None:
     """Adds what a block gave to what the blocks before it gave."""
-    old = refs.maximum[0, head]
+    old, maximum = refs.maximum[0, head], refs.largest[head]
     new = jnp.maximum(old, maximum)
     decay, share = jnp.exp2(old - new), jnp.exp2(maximum - new) * (1.0 / _STEPS)
     refs.maximum[0, head] = new
-    refs.total[0, head] = refs.total[0, head] * decay + jnp.sum(sums.total[one], axis=1, keepdims=True) * share
+    refs.total[0, head] = refs.total[0, head] * decay + jnp.sum(refs.totals[head], axis=1, keepdims=True) * share
     shift = 0.0
     if plan.value_shift:
-        shift = jnp.sum(sums.weights[one], axis=1, keepdims=True) * plan.value_shift
-    slot, width = head % (2 * plan.beside), plan.value_width
+        shift = jnp.sum(refs.weights[head], axis=1, keepdims=True) * plan.value_shift
+    width = plan.value_width
     for part, start in enumerate(range(0, width, LANES)):
         lanes = min(LANES, width - start)
-        refs.products[slot, part, :, :lanes] = sums.products[one][:, start : start + lanes]
-        low, high, signs = (_every_fourth(refs.products, slot, part, row, plan) for row in range(3))
+        low, high, signs = (_every_fourth(refs.products, head, part, row, plan) for row in range(3))
         step = 2.0 ** (plan.value_bits - 8) if plan.value_levels is None else plan.value_step
         added = (high * 256.0 + low + signs * 128.0) * step + shift
         before = refs.output[0, head, :, start : start + lanes]
         refs.output[0, head, :, start : start + lanes] = before * decay[:, :lanes] + (added * share)[:, :lanes]
 
 
-def _every_fourth(ref: jax.Ref, slot: int, part: int, first: int, plan: Plan) -> Float[Array, "Q 128"]:
+def _every_fourth(ref: jax.Ref, head: Any, part: int, first: int, plan: Plan) -> Float[Array, "Q 128"]:
     """Rows `first`, `first` + 4, ... of products."""
-    rows = ref[pl.ds(slot, 1), pl.ds(part, 1), pl.ds(first, plan.rows, stride=4), :]
+    rows = ref[pl.ds(head, 1), pl.ds(part, 1), pl.ds(first, plan.rows, stride=4), :]
     return rows.reshape(plan.rows, LANES).astype(jnp.float32)

@@ -63,6 +63,11 @@ class Plan:
         """Of 128 slots, in a block."""
         return self.slots // LANES
 
+    @property
+    def trips(self) -> int:
+        """Of the loop over heads: the first two turns of its pipeline and the last two are outside of it."""
+        return max(self.heads // self.beside - 2, 0)
+
 
 def classes(bits: int) -> int:
     """n, codes of a byte."""

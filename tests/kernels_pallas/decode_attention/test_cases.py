@@ -34,3 +34,8 @@ def test_the_kernel_serves_them(case):
         assert case.runs_on(device)
     copies = ((1, 8),) if case.pages else ()
     assert case.loop_trips("TPU7x") == (copies if case.keys == 16 or case.form == "e4m3fn" else (*copies, (4,)))
+
+
+@pytest.mark.parametrize(("device", "trips"), [("TPU v5 lite", 6), ("TPU v6 lite", 2)])
+def test_integers_loop_over_heads_that_share_passes(device, trips):
+    assert BY_NAME["decode_attention.int4.g8"].loop_trips(device) == ((trips,),)

@@ -1,5 +1,6 @@
 """Pieces of the kernel for codes; its numbers are tested with the others in test_mosaic_tpu.py."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ def test_float16_is_read_from_its_bits():
 def test_every_nth_lane_of_several_tiles(count):
     tiles = jnp.arange(count * 128, dtype=jnp.int32).reshape(count, 1, 128)
     lane = jnp.arange(128, dtype=jnp.int32)[None]
+    by_class = jax.jit(mosaic_codes_body._by_class)(list(tiles))
     for first in range(count):
         found = mosaic_codes_body._every(list(tiles), first, lane)
         np.testing.assert_array_equal(found[0], np.arange(first, count * 128, count))
+        np.testing.assert_array_equal(by_class[first], found)
