@@ -29,6 +29,7 @@ from kernels_pallas.decode_attention.mosaic_plan import last_live
 _BLOCK_SLOTS = {4: 1024, 2: 4096}  # of two heads with one query each
 _MOST_RATIO = 4  # by which many rows make blocks shorter
 _CODED_SLOTS = 2048
+_MOST_AHEAD = 8  # heads of codes that are written out; more make long programs
 _MOST_BYTES = VMEM // 6  # of a block; there are two at a time, and what is made of them
 
 
@@ -48,6 +49,8 @@ class Plan:
       pooled: whether heads share one pool of slots.
       unit: slots that are copied together where pages are read, see `mosaic_pages`; 0 where blocks are.
       one_core: whether all steps follow each other on one core.
+      ahead: whether the scores of all heads that are written out side by side come before their weights: the matrix
+        unit takes things in order, and would wait for what becomes of the scores that it made last.
     """
 
     slots: int
@@ -61,6 +64,7 @@ class Plan:
     pooled: bool
     unit: int = 0
     one_core: bool = True
+    ahead: bool = True
 
     @property
     def parts(self) -> dict[str, Layout]:
@@ -96,9 +100,11 @@ class Plan:
 
     @property
     def together(self) -> int:
-        """Heads that are written out side by side, so that one goes on where another waits: two, or all of floats."""
-        coded = any(one.bits is not None for one in self.parts.values())
-        return math.gcd(self.heads, 2) if coded else self.heads
+        """Heads that are written out side by side, so that one goes on where another waits."""
+        if all(one.bits is None for one in self.parts.values()):
+            return self.heads
+        most = _MOST_AHEAD if self.ahead and self.values else 2
+        return self.heads if self.heads <= most else math.gcd(self.heads, most)
 
 
 def plan_for(
@@ -112,6 +118,8 @@ def plan_for(
     shared: bool = True,
     pooled: bool = False,
     short: bool = True,
+    native: tuple[str, ...] = (),
+    ahead: bool = True,
 ) -> Plan:
     """Blocks that keep the matrix unit busy: one head's steps wait for each other, several heads' do not.
 
@@ -125,8 +133,10 @@ def plan_for(
       shared: whether heads hold the same tokens; else a step has all heads, as their positions fill a tile.
       pooled: whether heads share one pool of slots.
       short: see `Layout`.
+      native: see `Layout.of`.
+      ahead: see `Plan`.
     """
-    layouts = tuple(tuple(Layout.of(part, short=short) for part in parts) for parts in (keys, values))
+    layouts = tuple(tuple(Layout.of(part, short=short, native=native) for part in parts) for parts in (keys, values))
     make = functools.partial(
         Plan,
         rows=rows,
@@ -136,6 +146,7 @@ def plan_for(
         keys=layouts[0],
         values=layouts[1],
         pooled=pooled,
+        ahead=ahead,
     )
     num_heads, width = keys[0].num_heads, max(sum(one.size for one in side) for side in layouts)
     if all(one.plain for side in layouts for one in side):
@@ -288,7 +299,7 @@ def _queries_of(
     channel = jnp.arange(layout.size, dtype=jnp.int32)[None] * groups // layout.size
     own = (channel == jnp.arange(groups, dtype=jnp.int32)[:, None])[None, None, :, None]  # 1 1 C 1 R
     parted = jnp.where(own, queries[:, :, None], 0.0)  # B k C Q R
-    rows = jnp.concatenate(mosaic_parts.split(parted), axis=3)  # two times Q
+    rows = jnp.concatenate(mosaic_parts.split(parted * layout.unit), axis=3)  # two times Q
     rows = rows.reshape(*queries.shape[:2], -1, layout.size)
     found = {f"{name}.rows": (rows, grid.of_heads(*rows.shape[2:]))}
     if mosaic_parts.adds(layout):

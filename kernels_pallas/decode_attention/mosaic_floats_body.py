@@ -111,20 +111,28 @@ def kernel(live: jax.Ref, holes: jax.Ref, *refs: jax.Ref, plan: "Plan", names: t
                     _clear(step, step.plane(f"value{index}.plane0"), turned=plan.values[index].turned)
 
         clean(step)
-        for_heads(plan, functools.partial(_add_block, step))
+        for_some(plan, functools.partial(_add_blocks, step))
 
 
 def for_heads(plan: "Plan", function: Callable[[Any], None]) -> None:
     """Calls a function of each head of a step, some of them written out side by side."""
+
+    def some(heads: list[Any]) -> None:
+        for head in heads:
+            function(head)
+
+    for_some(plan, some)
+
+
+def for_some(plan: "Plan", function: Callable[[list[Any]], None]) -> None:
+    """Calls a function of those heads of a step that are written out side by side."""
     heads, together = plan.heads, plan.together
     if together == heads:
-        for head in range(heads):
-            function(head)
+        function(list(range(heads)))
         return
 
     def some(index: jax.Array, _: None) -> None:
-        for head in range(together):
-            function(index * together + head)
+        function([index * together + head for head in range(together)])
 
     jax.lax.fori_loop(0, heads // together, some, None)
 
@@ -156,10 +164,17 @@ def _clear(step: Step, values: Any, *, turned: bool) -> None:
         jax.lax.fori_loop(0, plan.slots // size, piece, None)
 
 
-def _add_block(step: Step, head: Any) -> None:
+def _add_blocks(step: Step, heads: list[Any]) -> None:
+    """Adds a block of slots to the rows of some heads."""
+    for some in [heads] if step.plan.ahead else [[head] for head in heads]:
+        found = [jnp.where(step.visible(head), scores_of(step, head), MASKED) for head in some]
+        for head, scores in zip(some, found, strict=True):
+            _add_block(step, head, scores)
+
+
+def _add_block(step: Step, head: Any, scores: jax.Array) -> None:
     """Adds a block of slots to a head's rows."""
     plan, ref = step.plan, step.ref
-    scores = jnp.where(step.visible(head), scores_of(step, head), MASKED)
     old = ref["maximum"][0, head]
     new = jnp.maximum(old, jnp.max(scores, axis=1, keepdims=True))
     decay = jnp.exp2(old - new)

@@ -12,6 +12,10 @@ times as many of 2, and for single bits a byte is parted twice:
 
     byte        hgfedcba     ->     0 0 dc 0 0 ba, then   000d000c 000b000a     two rows each time, low half first
 
+Loading numbers is what keeps the matrix unit busy, as rows are few, and 8 bits are loaded in half the time of 16. Where
+a chip multiplies bfloat16 with floats of 8 bits, those go in as they are stored, and codes of 4 bits at most as e4m3,
+which holds them exactly. To put two heads beside each other saves no load: a load fills the width with slots.
+
 Levels of a table are looked up by one instruction a tile: 16 of 16 bits, or 8 of 32 where chips have no other.
 """
 
@@ -29,6 +33,9 @@ from kernels_pallas.coded import Coded, plane_bits
 
 CHUNK = 256
 """Slots that go to the matrix unit together: those of a tile of single bits."""
+_MADE_OF_CODES = "float8_e4m3fn"  # by one instruction
+_OTHER_BIAS = "float8_e4m3b11fnuz"  # the same bits stand for a 16th, but those of -0 for NaN
+_SMALL = 4  # bits of codes that an 8-bit float with three bits behind the first holds exactly
 _HALF_ROWS = 16  # float16 numbers of a tile's column
 
 
@@ -65,20 +72,26 @@ class Layout:
     offset: bool
 
     @classmethod
-    def of(cls, part: Coded, *, short: bool) -> "Layout":
-        """Of a part, on a chip that looks levels of 16 bits up, or does not."""
+    def of(cls, part: Coded, *, short: bool, native: tuple[str, ...] = ()) -> "Layout":
+        """Of a part, on a chip that looks levels of 16 bits up, or does not.
+
+        Args:
+          part: arrays, or their shapes.
+          short: see the attribute.
+          native: floats of 8 bits that the matrix unit takes beside bfloat16.
+        """
         plain = part.bits is None and not part.dtype
         groups = 0
         if part.scale is not None and part.token_group == 1:
             groups = 1 if part.scale.ndim == 3 else part.scale.shape[2]
-        shift = part.shift
-        if part.bits is not None and part.levels is None and not _signed(part.bits):
+        shift, dtype = part.shift, str(part.planes[0].dtype) if plain else _operand(part, native)
+        if part.bits is not None and part.levels is None and not _signed(part.bits, dtype):
             shift -= 1 << (part.bits - 1)
         return cls(
             size=part.planes[0].shape[3],
             plain=plain,
             turned=plain and part.planes[0].shape[3] < LANES,
-            dtype=str(part.planes[0].dtype) if plain else "bfloat16",
+            dtype=dtype,
             bits=part.bits,
             float8=part.dtype,
             levels=part.levels,
@@ -100,6 +113,11 @@ class Layout:
         return float(self.size * (8 * jnp.dtype(self.dtype).itemsize if self.plain else sum(self.widths)) / 8)
 
     @property
+    def unit(self) -> float:
+        """What numbers are multiplied with that go to the matrix unit as floats of another bias."""
+        return 16.0 if self.dtype == _OTHER_BIAS else 1.0
+
+    @property
     def copies(self) -> int:
         """Times that the Q rows come: for each group of channels, in two bfloat16 unless numbers are floats anyway."""
         return 1 if self.plain else 2 * max(self.groups, 1)
@@ -110,9 +128,19 @@ class Layout:
         return CHUNK if self.token_group == 1 else max(CHUNK, _HALF_ROWS * self.token_group)
 
 
-def _signed(bits: int) -> bool:
-    """Whether codes are read as they are: of one plane, and not of single bits."""
-    return bits in (8, 4, 2)
+def _operand(part: Coded, native: tuple[str, ...]) -> str:
+    """Dtype in which numbers that are not plain go to the matrix unit: 8 bits fill it in half the time of 16."""
+    if part.dtype in native:
+        return part.dtype
+    if part.dtype == "float8_e4m3fn" and _OTHER_BIAS in native:
+        return _OTHER_BIAS
+    small = part.bits is not None and part.bits <= _SMALL and part.levels is None and part.token_group == 1
+    return _MADE_OF_CODES if small and _MADE_OF_CODES in native else "bfloat16"
+
+
+def _signed(bits: int, dtype: str) -> bool:
+    """Whether codes are read as they are: of one plane, and not of single bits; nor of two where they become bytes."""
+    return bits in ((8, 4, 2) if dtype == "bfloat16" else (8, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +163,10 @@ class Refs:
 
 @dataclasses.dataclass(frozen=True)
 class OfHead:
-    """What lies between a head's codes and its numbers: `C S`, or `S/t R`, float32; None without."""
+    """What lies between a head's codes and its numbers, None without: `C S` or `S/t R`, float32.
+
+    Or the array `heads S` in fast memory, and the number of the head, where tokens have a scale each.
+    """
 
     scale: Any
     offset: Any
@@ -146,11 +177,23 @@ def of_head(layout: Layout, refs: Refs, head: Any, seen: Bool[Array, "1 S"] | No
 
     def read(ref: Any) -> Any:
         if ref is None or layout.groups == 1:
-            return None if ref is None else ref[pl.ds(head, 1)]
+            return None if ref is None else (ref, head) if isinstance(head, int) else ref[pl.ds(head, 1)]
         found = of_float16(ref[0, head])
         return found if layout.token_group > 1 else jnp.where(seen, found, 0.0)
 
     return OfHead(read(refs.scale), read(refs.offset))
+
+
+def _row(own: Any, group: int, slots: slice, count: int) -> Float[Array, "_ _"]:
+    """What slots have for a group of channels, on `count` rows or one.
+
+    A load puts one row of a tile onto all of them; the compiler takes it of a head whose number is known to it.
+    """
+    if isinstance(own, jax.Array):
+        return own[group : group + 1, slots]
+    ref, head = own
+    tiles = [ref[pl.ds(head, 1), pl.ds(start, LANES)] for start in range(slots.start, slots.stop, LANES)]
+    return beside([jnp.broadcast_to(tile, (count, LANES)) for tile in tiles], 1)
 
 
 def scores(
@@ -190,9 +233,9 @@ def meet(
         if layout.groups:
             if layout.shift:
                 found = found + sums[group] * layout.shift
-            found = found * own.scale[group : group + 1, slots]
+            found = found * _row(own.scale, group, slots, found.shape[0])
             if layout.offset:
-                found = found + sums[group] * own.offset[group : group + 1, slots]
+                found = found + sums[group] * _row(own.offset, group, slots, found.shape[0])
         total = found if total is None else total + found
     return total
 
@@ -215,11 +258,11 @@ def weigh(layout: Layout, weights: Float[Array, "Q S"], own: OfHead, codes: Any,
     else:
         slots, rows, added = slice(start, start + codes.shape[0]), [], []
         for group in range(layout.copies // 2):
-            scaled = weights * own.scale[group : group + 1, slots] if layout.groups else weights
+            scaled = weights * _row(own.scale, group, slots, weights.shape[0]) if layout.groups else weights
             rows += split(scaled)
             if adds(layout):
-                extra = scaled * layout.shift
-                added.append(extra + weights * own.offset[group : group + 1, slots] if layout.offset else extra)
+                offset = weights * _row(own.offset, group, slots, weights.shape[0]) if layout.offset else None
+                added.append(scaled if offset is None else scaled * layout.shift + offset)
         products = jnp.dot(jnp.concatenate(rows, axis=0), codes, preferred_element_type=jnp.float32)
         if adds(layout):
             sums.added = (
@@ -237,8 +280,11 @@ def finish(layout: Layout, sums: Sums) -> Float[Array, "Q R"]:
     lane = jax.lax.broadcasted_iota(jnp.int32, (count, layout.size), 1)
     for group in range(groups):
         found = _both(sums.products, group, count)
+        if layout.unit != 1:
+            found = found * layout.unit
         if adds(layout):
-            found = found + jnp.sum(sums.added[group], axis=1, keepdims=True)
+            added = jnp.sum(sums.added[group], axis=1, keepdims=True)
+            found = found + (added if layout.offset else added * layout.shift)
         total = found if total is None else jnp.where(lane < group * layout.size // groups, total, found)
     return total
 
@@ -269,22 +315,37 @@ def numbers(layout: Layout, refs: Refs, own: OfHead, head: Any, start: int, coun
         return refs.planes[0][0, head, :, pl.ds(start, count)]
     if layout.bits is None:
         found = refs.planes[0][0, head, pl.ds(start, count)]
-        return found if layout.plain else pltpu.bitcast(found, jnp.dtype(layout.float8)).astype(jnp.bfloat16)
+        if layout.plain:
+            return found
+        if layout.dtype == _OTHER_BIAS:
+            return pltpu.bitcast(without_signs_of_zero(_words(found)), jnp.dtype(layout.dtype))
+        return pltpu.bitcast(found, jnp.dtype(layout.float8)).astype(jnp.dtype(layout.dtype))
     planes = [
         (width, ref[0, head, pl.ds(start * width // 8, count * width // 8)])
         for width, ref in zip(layout.widths, refs.planes, strict=True)
     ]
     if layout.levels is not None:
         codes = _look_up(_indices(planes, layout), layout, refs.table)
-    elif _signed(layout.bits):
+    elif _signed(layout.bits, layout.dtype):
         codes = _rows(planes[0][1], planes[0][0])
+    elif layout.dtype != "bfloat16":
+        codes = _rows(pltpu.bitcast(_nibbles(planes) ^ in_each_byte(0x11 << (layout.bits - 1)), jnp.int8), 4)
     else:
         codes = pltpu.bitcast(
             _fields(planes) ^ in_each_byte(1 << (layout.bits - 1)), jnp.int8
         )  # counted from the lowest
+    if layout.dtype != "bfloat16":
+        return codes.astype(jnp.int8).astype(jnp.dtype(layout.dtype))
     if layout.token_group == 1:
         return codes.astype(jnp.bfloat16)
     return _scaled(codes.astype(jnp.float32), layout, own, start).astype(jnp.bfloat16)
+
+
+def without_signs_of_zero(words: Int[Array, "_ R"]) -> Int[Array, "_ R"]:
+    """Four bytes of floats in a word, 0 where they are -0."""
+    below = in_each_byte(0x7F)
+    some = (words & below) + below  # the sign of each byte says whether any bit below it is 1
+    return words & (some | below)
 
 
 def _rows(plane: Int[Array, "_ R"], width: int) -> Int[Array, "S R"]:
@@ -299,9 +360,13 @@ def _words(array: Int[Array, "S R"]) -> Int[Array, "_ R"]:
 
 def _halves(words: Int[Array, "_ R"], bits: int) -> Int[Array, "_ R"]:
     """Bytes of 2 n bits as twice as many bytes whose lowest n bits count."""
+    return _words(_rows(pltpu.bitcast(_parted(words, bits), jnp.int8), 4))
+
+
+def _parted(words: Int[Array, "_ R"], bits: int) -> Int[Array, "_ R"]:
+    """Bytes of 2 n bits with n of them in each half."""
     low, high = (1 << bits) - 1, ((1 << bits) - 1) << bits
-    parted = (words & in_each_byte(low)) | ((words & in_each_byte(high)) << (4 - bits))
-    return _words(pltpu.bitcast(pltpu.bitcast(parted, jnp.int8), jnp.int4))
+    return (words & in_each_byte(low)) | ((words & in_each_byte(high)) << (4 - bits))
 
 
 def _fields(planes: list[tuple[int, jax.Array]]) -> Int[Array, "_ R"]:
@@ -310,6 +375,17 @@ def _fields(planes: list[tuple[int, jax.Array]]) -> Int[Array, "_ R"]:
     for width, plane in planes:
         words = _halves(_halves(_words(_rows(plane, 4)), 2), 1) if width == 1 else _words(_rows(plane, width))
         part = (words & in_each_byte((1 << width) - 1)) << low
+        whole = part if whole is None else whole | part
+        low += width
+    return whole
+
+
+def _nibbles(planes: list[tuple[int, jax.Array]]) -> Int[Array, "_ R"]:
+    """The same for codes of less than 4 bits, two to a byte."""
+    whole, low = None, 0
+    for width, plane in planes:
+        words = _words(_rows(plane, 4))
+        part = (_parted(words, 2) if width == 2 else _parted(_halves(words, 2), 1)) << low
         whole = part if whole is None else whole | part
         low += width
     return whole

@@ -28,6 +28,8 @@ _MOST_ROWS = 128  # of a head; a prompt's chunks are read by XLA
 _MOST_LEVELS = 16
 _NARROW = ("TPU v5",)  # chips whose matrix unit is 128 wide, and which look nothing but words up
 _TWO_CORES = ("TPU v5", "TPU v5p")  # that share a grid
+_NATIVE = {"TPU v6": ("float8_e4m3b11fnuz", "float8_e5m2"), "TPU7": ("float8_e4m3fn", "float8_e5m2")}
+"""Floats of 8 bits that a chip's matrix unit multiplies with bfloat16 as they are."""
 _FLOATS_ONLY = ("TPU7",)  # chips whose matrix unit takes no integers
 
 
@@ -149,7 +151,10 @@ def _facts(segment: Segment) -> dict[str, Any]:
 def float_plan(segment: Segment, values: Parts, scale: float, device: str) -> mosaic_floats.Plan:
     """The plan of a kernel for the float matrix unit, of a segment's keys and of some values, or none."""
     shared, pooled = segment.positions.shape[1] == 1, segment.owners is not None
-    given = {"scale": scale, "shared": shared, "pooled": pooled, "short": not device.startswith(_NARROW)}
+    wide = not device.startswith(_NARROW)
+    given = {"scale": scale, "shared": shared, "pooled": pooled}
+    native = next((dtypes for chip, dtypes in _NATIVE.items() if device.startswith(chip)), ())
+    given |= {"short": wide, "ahead": wide, "native": native}
     if segment.pages is None:
         return mosaic_floats.plan_for(segment.keys, values, **given, **_facts(segment))
     parts = (mosaic_pages.shaped(one, segment.page) for one in (segment.keys, values))

@@ -194,7 +194,8 @@ def _back_of(plan: Plan, keys: StoredKeys, grid: Grid) -> dict[str, tuple[jax.Ar
         group_of = jnp.arange(layout.size, dtype=jnp.int32)[None] * groups // layout.size
         inside = group_of == jnp.arange(groups, dtype=jnp.int32)[:, None]
         parted = jnp.where(inside[None, None, :, None], own[:, :, None], jnp.zeros((), own.dtype))  # B k C D R
-        inputs[f"back{index}"] = _placed(parted.reshape(*parted.shape[:2], -1, layout.size), grid)
+        rows = parted * jnp.asarray(layout.unit, parted.dtype)
+        inputs[f"back{index}"] = _placed(rows.reshape(*rows.shape[:2], -1, layout.size), grid)
         if mosaic_parts.adds(layout):
             sums = jnp.sum(parted.astype(jnp.float32), axis=-1, keepdims=True)
             inputs[f"back{index}.sums"] = _placed(sums, grid)

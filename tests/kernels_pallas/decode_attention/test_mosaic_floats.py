@@ -55,14 +55,18 @@ def test_a_step_has_all_heads_where_they_hold_tokens_of_their_own(heads, slots):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, (2048, 8, 2)),
-        ({"bits": 3}, (2048, 8, 2)),
+        ({}, (2048, 8, 8)),
+        ({"bits": 3}, (2048, 8, 8)),
         ({"heads": 1}, (4096, 1, 1)),
-        ({"heads": 12}, (4096, 4, 2)),
-        ({"rows": 128}, (512, 8, 2)),
-        ({"size": 256}, (1024, 8, 2)),
-        ({"slots": 300}, (512, 8, 2)),
-        ({"slots": 64, "token_group": 32}, (512, 8, 2)),
+        ({"heads": 12}, (4096, 4, 4)),
+        ({"heads": 6}, (2048, 6, 6)),
+        ({"heads": 20, "shared": False}, (2048, 20, 4)),
+        ({"rows": 128}, (512, 8, 8)),
+        ({"size": 256}, (1024, 8, 8)),
+        ({"slots": 300}, (512, 8, 8)),
+        ({"slots": 64, "token_group": 32}, (512, 8, 8)),
+        ({"ahead": False}, (2048, 8, 2)),
+        ({"ahead": False, "heads": 3}, (4096, 3, 1)),
     ],
 )
 def test_blocks_of_codes_are_whole_tiles_of_every_array(changes, expected):

@@ -44,6 +44,17 @@ def test_shapes(changes):
     compare(*made(of_bits(4), of_bits(4), **changes), TOLERANCE["coded"])
 
 
+@pytest.mark.parametrize("kind", [4, "bfloat16", "float8_e4m3fn"])
+def test_scores_of_several_heads_may_come_before_their_weights(kind, monkeypatch):
+    maker = of_bits(kind) if isinstance(kind, int) else of_floats(kind)
+    segment, positions = made(maker, maker, stored=6, group=2, slots=520)
+    assert mosaic_tpu.plan_for(segment, 1.0, "cpu").ahead
+    ours = compare(segment, positions, 4e-3)
+    monkeypatch.setattr(mosaic_tpu, "_NARROW", ("cpu",))
+    assert not mosaic_tpu.plan_for(segment, 1.0, "cpu").ahead
+    assert_equal(compare(segment, positions, 4e-3), ours, 0.0)
+
+
 @pytest.mark.parametrize("kinds", [("bfloat16", 4), (4, "float32"), (2, 8), ("bfloat16", "float32"), (3, "bfloat16")])
 def test_keys_and_values_of_two_kinds(kinds):
     makers = [of_bits(kind) if isinstance(kind, int) else of_floats(kind) for kind in kinds]
@@ -100,9 +111,11 @@ def test_a_segment_without_a_token_gives_nothing():
     assert (compare(nothing, positions, 0.0)[0] == 0).all()
 
 
+@pytest.mark.parametrize("native", [(), ("float8_e4m3fn",), ("float8_e4m3b11fnuz",)])
 @pytest.mark.parametrize("kind", ["by channel", "channels", "float8_e4m3fn"])
-def test_interpreted_as_a_tpu_it_reads_and_writes_what_it_may(kind):
+def test_interpreted_as_a_tpu_it_reads_and_writes_what_it_may(kind, native, monkeypatch):
     """No race, no read outside, and nothing uninitialised: DMA and memory are simulated."""
+    monkeypatch.setattr(mosaic_tpu, "_NATIVE", {"cpu": native})
     maker = of_bits(2, **FORMS[kind]) if kind in FORMS else of_floats(kind)
     parameters = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     try:

@@ -22,8 +22,16 @@ def floats_only(monkeypatch):
 def compare(segment, query_positions, tolerance):
     scale = segment.queries.shape[3] ** -0.5
     assert mosaic_tpu.unsupported(segment, "TPU7x") is None
-    ours = mosaic_tpu.walk(segment, query_positions, scale, interpret=True)
-    assert_equal(finished(ours), finished(reference.walk(segment, query_positions, scale)), tolerance)
+    ours = finished(mosaic_tpu.walk(segment, query_positions, scale, interpret=True))
+    assert_equal(ours, finished(reference.walk(segment, query_positions, scale)), tolerance)
+    return ours
+
+
+def operands(monkeypatch, segment, *dtypes):
+    """A chip that takes some floats of 8 bits beside bfloat16, and what keys and values go to its matrix unit as."""
+    monkeypatch.setattr(mosaic_tpu, "_NATIVE", {"cpu": dtypes})
+    plan = mosaic_tpu.plan_for(segment, 1.0, "cpu")
+    return [layout.dtype for layout in plan.keys + plan.values]
 
 
 @pytest.mark.parametrize("bits", [8, 5, 4, 3, 2, 1])
@@ -66,6 +74,50 @@ def test_floats_of_8_bits(dtype):
     part = of_floats(dtype)
 
     compare(*made(part, part), TOLERANCE)
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_codes_of_4_bits_at_most_lose_nothing_as_floats_of_8_bits(form, bits, monkeypatch):
+    """Scales of channels are multiplied with keys and values before, which takes 16 bits."""
+    part = of_bits(bits, **FORMS[form])
+    segment, positions = made(part, part)
+    tolerance = ROUNDED if "by channel" in form else TOLERANCE
+    assert operands(monkeypatch, segment) == ["bfloat16"] * 2
+    wide = compare(segment, positions, tolerance)
+    found = operands(monkeypatch, segment, "float8_e4m3fn", "float8_e5m2")
+    assert found == ["bfloat16" if "by channel" in form else "float8_e4m3fn"] * 2
+    assert_equal(compare(segment, positions, tolerance), wide, 1e-5)  # codes of 2 bits are counted from the lowest
+
+
+@pytest.mark.parametrize("part", [of_bits(8), of_bits(5), of_bits(4, levels=LEVELS)])
+def test_what_8_bits_do_not_hold_goes_as_bfloat16(part, monkeypatch):
+    assert operands(monkeypatch, made(part, part)[0], "float8_e4m3fn", "float8_e5m2") == ["bfloat16"] * 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "native", "operand"),
+    [
+        ("float8_e4m3fn", "float8_e4m3fn", "float8_e4m3fn"),
+        ("float8_e5m2", "float8_e5m2", "float8_e5m2"),
+        ("float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e4m3b11fnuz"),
+        ("float8_e5m2", "float8_e4m3b11fnuz", "bfloat16"),
+    ],
+)
+def test_floats_of_8_bits_as_they_are_or_of_another_bias(dtype, native, operand, monkeypatch):
+    segment, positions = made(of_floats(dtype), of_floats(dtype))
+    wide = compare(segment, positions, TOLERANCE)
+    assert operands(monkeypatch, segment, native) == [operand] * 2
+    assert_equal(compare(segment, positions, TOLERANCE), wide, 1e-6)
+
+
+def test_bytes_stand_for_a_sixteenth_where_the_bias_is_11():
+    every = np.arange(256, dtype=np.uint8)
+    words = mosaic_parts.without_signs_of_zero(jnp.asarray(every.view(np.int32)[None]))
+    found = 16 * np.asarray(np.asarray(words).view(jnp.float8_e4m3b11fnuz)[0], np.float32)
+    expected = np.asarray(every.view(jnp.float8_e4m3fn), np.float32)
+    is_number = ~np.isnan(expected)
+    np.testing.assert_array_equal(found[is_number], expected[is_number])
 
 
 def test_a_scale_may_be_anything_that_a_float16_can_be():

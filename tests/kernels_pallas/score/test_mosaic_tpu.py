@@ -29,10 +29,10 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(mosaic_floats, "_BLOCK_SLOTS", {4: 256, 2: 256})
 
 
-def compare(keys, rows, weights, tolerance=LENGTHS, *, interpret=True):
+def compare(keys, rows, weights, tolerance=LENGTHS, *, chip=CHIP, interpret=True):
     num_heads = (weights if rows is None else rows).shape[1]
-    assert mosaic_tpu.unsupported(keys, num_heads, CHIP) is None
-    ours = np.asarray(mosaic_tpu.score(keys, rows, weights, device=CHIP, interpret=interpret))
+    assert mosaic_tpu.unsupported(keys, num_heads, chip) is None
+    ours = np.asarray(mosaic_tpu.score(keys, rows, weights, device=chip, interpret=interpret))
     assert_close(ours, np.asarray(by_reference(keys, rows=rows, weights=weights)), tolerance)
     return ours
 
@@ -53,6 +53,13 @@ def compare(keys, rows, weights, tolerance=LENGTHS, *, interpret=True):
 )
 def test_equals_the_reference(maker, changes):
     compare(*given(maker, **changes))
+
+
+@pytest.mark.parametrize("maker", [of_bits(4), of_bits(3), of_floats("float8_e4m3fn")])
+def test_keys_go_to_the_matrix_unit_in_8_bits_where_it_takes_them(maker):
+    keys, rows, weights = given(maker, basis=rotation(32, 32), mean=(2, 32))
+    assert mosaic_tpu.plan_for(keys, rows.shape[1], "TPU7x").keys[0].dtype == "float8_e4m3fn"
+    compare(keys, rows, weights, chip="TPU7x")
 
 
 def test_products_alone_are_as_near_as_attentions():
