@@ -134,7 +134,7 @@ def plan_for(
       pooled: whether heads share one pool of slots.
       short: see `Layout`.
       native: see `Layout.of`.
-      ahead: see `Plan`.
+      ahead: see `Plan`; only where something is coded.
     """
     layouts = tuple(tuple(Layout.of(part, short=short, native=native) for part in parts) for parts in (keys, values))
     make = functools.partial(
@@ -146,18 +146,18 @@ def plan_for(
         keys=layouts[0],
         values=layouts[1],
         pooled=pooled,
-        ahead=ahead,
     )
     num_heads, width = keys[0].num_heads, max(sum(one.size for one in side) for side in layouts)
     if all(one.plain for side in layouts for one in side):
         itemsize = max(jnp.dtype(one.dtype).itemsize for side in layouts for one in side)
-        return make(*_float_blocks(_BLOCK_SLOTS[itemsize], rows, num_slots, num_heads, width, shared))
+        # They wait for memory, whatever the order, and need no spills in this one.
+        return make(*_float_blocks(_BLOCK_SLOTS[itemsize], rows, num_slots, num_heads, width, shared), ahead=False)
     multiple = math.lcm(*(one.multiple for side in layouts for one in side))
     heads = num_heads if num_heads <= 8 or not shared else math.gcd(num_heads, 8)
     slots = _CODED_SLOTS * LANES // max(width, LANES) * min(8 // min(heads, 8), 2)
     slots = min(slots, _CODED_SLOTS * 256 // (heads * rows), -(-num_slots // multiple) * multiple)
     slots = min(slots, int(_MOST_BYTES / (heads * sum(one.slot_bytes for side in layouts for one in side))))
-    return make(max(slots // multiple, 1) * multiple, heads)
+    return make(max(slots // multiple, 1) * multiple, heads, ahead=ahead)
 
 
 def _float_blocks(slots: int, rows: int, num_slots: int, num_heads: int, width: int, shared: bool) -> tuple[int, int]:
