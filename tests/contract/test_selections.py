@@ -124,8 +124,12 @@ def spoil_empty_slots(cache):
     return dataclasses.replace(cache, layers=tuple(layer(one) for one in cache.layers))
 
 
+# Norms of two tokens are so near each other that they must be rounded alike whatever the chunk: as users compile.
+NEAR = {"knorm": pytest.mark.optimised}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=NEAR.get(name, ())) for name in ARGUMENTS])
 def test_a_life_under_a_budget(name):
     """Positions, protections, budgets, empty slots, other rows, padding, chunks, one compilation, repetition."""
     story = Story(policy_of(name), random_tokens(2, 160))
