@@ -1,23 +1,50 @@
 """Strictness for all tests, and the fixtures that many share."""
 
+import gc
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of a test's time is compiling, which this halves. Tests that are about the compiled program itself, its memory or
-# what it updates in place, are marked `optimised`.
+# Most of a test's time is compiling, which this and `quick_options` halve and halve again. Tests that are about the
+# compiled program itself, its memory or what it updates in place, are marked `optimised`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src import compiler  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+options_of_users = compiler.get_compile_options
+
+
+def quick_options(*args, **kwargs):
+    """Compiler options whose CPU kernels take the short way to LLVM, not the one through MLIR.
+
+    JAX has no setting for it, and `XLA_FLAGS` would hold for tests marked `optimised` too.
+    """
+    options = options_of_users(*args, **kwargs)
+    quick = options.executable_build_options.debug_options.xla_llvm_disable_expensive_passes
+    if quick and kwargs["backend"].platform == "cpu":
+        options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
+    return options
+
+
+compiler.get_compile_options = quick_options
+
+
+def pytest_collection_finish():
+    """Modules and tests stay, and tracing makes many objects: Python looks through fewer of them, and less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

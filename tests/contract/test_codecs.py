@@ -37,6 +37,7 @@ class Unchanged(Linear):
         return np.eye(16, dtype=np.float32)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("prompt", [5, 150])
 def test_a_codec_of_identity_stages_gives_the_logits_of_full_bit_for_bit(prompt):
     """Through encode, rounds, packing of parts, prepared queries and finished outputs."""
@@ -182,6 +183,7 @@ def test_a_step_needs_no_more_than_one_decoded_layer(codec):
     assert memory.temp_size_in_bytes <= 2 * shape.num_kv_heads * tokens * shape.head_size * 4
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("codec", ["kivi(bits=2,group=16)", "lowrank(rank=16,heads=2,bits=8)"])
 def test_a_mesh_stores_and_sees_what_one_device_does(codec):
     """Rows over two devices and heads over two: the same logits, and bodies cut, not copied, where heads divide."""

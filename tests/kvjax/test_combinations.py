@@ -11,6 +11,7 @@ from kvjax.codec import CODECS
 from kvjax.combinations import Combinations, expand
 from kvjax.errors import UserError
 from kvjax.selection import SELECTIONS
+from tests.tiny import write_checkpoint
 
 EXACT = "exact(sinks=2,window=8,round=32)"
 
@@ -86,6 +87,7 @@ def test_a_run_has_rows_and_reasons(tmp_path, capsys, monkeypatch):
     """Two codecs stand for all: one combination runs and is compiled once, of the other the run says why it cannot."""
     monkeypatch.setitem(combinations._WORDS, "CODECS", SimpleNamespace(names=lambda: ("int8", "turboquant")))
     segment = "exact(sinks=2,window=8,round=8)"
+    write_checkpoint(tmp_path / "model")
     code = run(
         evaluate.main,
         usage=evaluate.__doc__,
@@ -93,6 +95,7 @@ def test_a_run_has_rows_and_reasons(tmp_path, capsys, monkeypatch):
         define_flags=evaluate.define_flags,
         argv=[
             "evaluate",
+            f"--model={tmp_path / 'model'}",
             "--tasks=ppl(tokens=96,scored=32,file=README.md,held_out=1)",
             f"--policies=knorm(budget=48)+CODECS(bits=4)+{segment}",
             f"--output={tmp_path / 'run'}",
