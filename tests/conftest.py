@@ -5,7 +5,7 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of a test's time is compiling, which this and `quick_options` halve and halve again. Tests that are about the
+# Most of a test's time is compiling, which this and the short way below halve and halve again. Tests that are about the
 # compiled program itself, its memory or what it updates in place, are marked `optimised`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
@@ -22,22 +22,29 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-options_of_users = compiler.get_compile_options
+SHORT_WAY = ("xla_cpu_use_fusion_emitters", False)
+"""To LLVM, and not by MLIR; later compilers have lost it."""
 
 
-def quick_options(*args, **kwargs):
-    """Compiler options whose CPU kernels take the short way to LLVM, not the one through MLIR.
+def pytest_sessionstart():
+    """Has CPU programs compiled the short way where the compiler knows it, but for tests marked `optimised`.
 
-    JAX has no setting for it, and `XLA_FLAGS` would hold for tests marked `optimised` too.
+    JAX has no setting for it, and `XLA_FLAGS` would hold for those tests too.
     """
-    options = options_of_users(*args, **kwargs)
-    quick = options.executable_build_options.debug_options.xla_llvm_disable_expensive_passes
-    if quick and kwargs["backend"].platform == "cpu":
-        options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
-    return options
+    try:
+        jax.jit(lambda: 0, compiler_options=dict([SHORT_WAY]))()
+    except jax.errors.JaxRuntimeError:
+        return
+    options_of_users = compiler.get_compile_options
 
+    def quick_options(*args, **kwargs):
+        options = options_of_users(*args, **kwargs)
+        quick = options.executable_build_options.debug_options.xla_llvm_disable_expensive_passes
+        if quick and kwargs["backend"].platform == "cpu":
+            options.env_option_overrides = [*options.env_option_overrides, SHORT_WAY]
+        return options
 
-compiler.get_compile_options = quick_options
+    compiler.get_compile_options = quick_options
 
 
 def pytest_collection_finish():
