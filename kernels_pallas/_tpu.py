@@ -33,6 +33,20 @@ def beside(arrays: list[jax.Array], axis: int) -> jax.Array:
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=axis)
 
 
+def picked(array: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+    """`jnp.take_along_axis` of a matrix, with indices of as many bits as its numbers: newer JAX makes those int32."""
+    other = (1 - axis,)
+    numbers = jax.lax.GatherDimensionNumbers(
+        offset_dims=(),
+        collapsed_slice_dims=(axis,),
+        start_index_map=(axis,),
+        operand_batching_dims=other,
+        start_indices_batching_dims=other,
+    )
+    inside = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return jax.lax.gather(array, index[..., None], numbers, slice_sizes=(1, 1), mode=inside)
+
+
 def in_each_byte(byte: int) -> int:
     """A byte four times, as a signed word."""
     word = byte * 0x01010101

@@ -36,7 +36,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels_pallas._tpu import LANES, MASKED, beside, in_each_byte, of_half
+from kernels_pallas._tpu import LANES, MASKED, beside, in_each_byte, of_half, picked
 from kernels_pallas.decode_attention.mosaic_plan import Plan, classes
 
 _STEPS = 127 * 256  # of the largest weight
@@ -184,7 +184,7 @@ def _by_class(pieces: list[jax.Array]) -> list[jax.Array]:
     gathered = []
     for number, piece in enumerate(pieces):
         index = within * count + ((place - number) & (count - 1))
-        gathered.append(jnp.take_along_axis(piece, index, axis=1, mode="promise_in_bounds"))
+        gathered.append(picked(piece, index, 1))
     classes_of = []
     for index in range(count):
         found = gathered[0]
@@ -202,7 +202,7 @@ def _every(pieces: list[jax.Array], first: int, lane: jax.Array) -> jax.Array:
     index = (lane * count + first) & (LANES - 1)
     found = None
     for number, piece in enumerate(pieces):
-        taken = jnp.take_along_axis(piece, index, axis=1, mode="promise_in_bounds")
+        taken = picked(piece, index, 1)
         found = taken if found is None else jnp.where(lane >= number * (LANES // count), taken, found)
     return found
 
@@ -362,7 +362,7 @@ def _look_up(words: Int[Array, "_ D"], index: int, bits: int, table: jax.Ref) ->
 
     def tile(row: int, lane: int) -> jax.Array:
         found = places[row : row + 32, lane : lane + LANES]
-        return jnp.take_along_axis(levels, found, axis=0, mode="promise_in_bounds")
+        return picked(levels, found, 0)
 
     lanes = range(0, places.shape[1], LANES)
     return beside([beside([tile(row, lane) for lane in lanes], 1) for row in range(0, places.shape[0], 32)], 0)

@@ -28,7 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels_pallas._tpu import LANES, beside, in_each_byte, of_half
+from kernels_pallas._tpu import LANES, beside, in_each_byte, of_half, picked
 from kernels_pallas.coded import Coded, plane_bits
 
 CHUNK = 256
@@ -416,7 +416,7 @@ def _look_up(indices: Int[Array, "S R"], layout: Layout, table: jax.Ref) -> Floa
     def tile(row: int, lane: int) -> jax.Array:
         index = indices[row : row + rows, lane : lane + lanes]
         within, width = index & (rows - 1) if len(tables) > 1 else index, index.shape[1]
-        found = [jnp.take_along_axis(one[:, :width], within, axis=0, mode="promise_in_bounds") for one in tables]
+        found = [picked(one[:, :width], within, 0) for one in tables]
         return found[0] if len(found) == 1 else jnp.where(index < rows, *found)
 
     levels = [beside([tile(row, lane) for lane in range(0, size, lanes)], 1) for row in range(0, slots, rows)]
