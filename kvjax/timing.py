@@ -36,7 +36,7 @@ def seconds_per_step(model: LanguageModel, cache: KVCache, *, count: int) -> flo
     """
     batch = cache.num_seen.shape[0]
     given, stops = np.zeros((batch, STEPS), np.int32), stop_mask(model)
-    state = Walk(cache=cache, tokens=jnp.zeros((batch,), jnp.int32), left=jnp.full((batch,), count + 1, jnp.int32))
+    state = Walk.of(cache, tokens=np.zeros(batch), left=np.full(batch, count + 1))
     state, *_ = jax.block_until_ready(walk(model, state, given, stops, np.int32(1)))
     since = time.perf_counter()
     for start in range(0, count, STEPS):

@@ -50,6 +50,14 @@ class Walk:
     tokens: Any
     left: Any
 
+    @classmethod
+    def of(cls, cache: KVCache, *, tokens: np.ndarray | jax.Array, left: np.ndarray) -> "Walk":
+        """Rows at their start, each where the cache has it."""
+        put = cache.placement.put
+        return cls(
+            cache=cache, tokens=put(np.asarray(tokens, np.int32), "B"), left=put(np.asarray(left, np.int32), "B")
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Followed:
@@ -109,7 +117,7 @@ def follow(
     _, logs, cache = begin(model, cache, prompts, then=then)
     targets, counted = as_targets(answers)
     stops = stop_mask(model)
-    state = Walk(cache=cache, tokens=jnp.asarray(targets[:, 0]), left=jnp.asarray(counted.sum(axis=1) - 1, jnp.int32))
+    state = Walk.of(cache, tokens=targets[:, 0], left=counted.sum(axis=1) - 1)
     found = [np.asarray(logs)[:, None]]
     for start in range(1, targets.shape[1], STEPS):
         count = min(STEPS, targets.shape[1] - start)
@@ -143,8 +151,8 @@ def answer(
     cache = _empty(model, policy, len(prompts), max_tokens, statistics, prepare)
     first, logs, cache = begin(model, cache, prompts, then=then)
     stops = stop_mask(model, stop_tokens)
-    left = np.where(stops[np.asarray(first)], 0, new_tokens - 1).astype(np.int32)
-    state = Walk(cache=cache, tokens=first, left=jnp.asarray(left))
+    left = np.where(stops[np.asarray(first)], 0, new_tokens - 1)
+    state = Walk.of(cache, tokens=first, left=left)
     tokens, found = [np.asarray(first)[:, None]], [np.asarray(logs)[:, None]]
     given = np.full((len(prompts), STEPS), OWN, np.int32)
     while np.any(state.left):
@@ -187,6 +195,7 @@ def walk(
         left = jnp.where((led == OWN) & stops[coming], 0, jnp.maximum(state.left - 1, 0))
         block = jax.lax.dynamic_update_slice(block, jnp.where(goes, coming, PADDING)[:, None], (0, index))
         logs = jax.lax.dynamic_update_slice(logs, jax.nn.log_softmax(logits), (0, index, 0))
+        coming, left = cache.placement.constrain(coming, "B"), cache.placement.constrain(left, "B")
         return index + 1, Walk(cache=cache, tokens=coming, left=left), block, logs
 
     def goes_on(carry: tuple[jax.Array, Walk, jax.Array, jax.Array]) -> jax.Array:

@@ -13,9 +13,10 @@ from kvjax.errors import UserError
 from kvjax.forcing import compare
 from kvjax.generation import Generator
 from kvjax.grammar import parse_policy
+from kvjax.sharding import make_mesh
 from kvjax.timing import seconds_per_step
 from kvjax.walk import STEPS, answer, follow
-from tests.tiny import tiny_model, whole_pass
+from tests.tiny import place, tiny_model, whole_pass
 
 model = functools.partial(tiny_model, layers=1)
 PROMPT, ROOM = 20, 192
@@ -188,10 +189,14 @@ def test_an_answer_that_stops_at_once_takes_no_step():
     assert own(new_tokens=1).answers == found.answers
 
 
-def test_following_answering_and_timing_share_what_is_compiled():
+@pytest.mark.parametrize("sizes", [None, {}, {"data": 2, "model": 2}])
+def test_following_answering_and_timing_share_what_is_compiled(sizes):
+    """Several calls of each, without a mesh and on two: what comes out of one goes into the next."""
+    network = model() if sizes is None else place(model(), make_mesh(**sizes))
+    policy, longest = parse_policy(POLICIES["int8"]), {"max_tokens": ROOM}
     jax.clear_caches()
     with compilations() as counts:
-        found = own("int8", stop_tokens=[3])
-        follow(model(), parse_policy(POLICIES["int8"]), PROMPTS, answers=found.answers, max_tokens=ROOM)
-        assert seconds_per_step(model(), found.cache, count=STEPS + 1) > 0
+        found = answer(network, policy, PROMPTS, new_tokens=STEPS + 4, stop_tokens=[3], **longest)
+        follow(network, policy, PROMPTS, answers=found.answers, **longest)
+        assert seconds_per_step(network, found.cache, count=STEPS + 1) > 0
     assert (counts["walk"], counts["_read"]) == (1, 1)
