@@ -17,7 +17,6 @@ def expected(output, maximum, total):
     return np.einsum("hsrq,hsq->hqr", output, decay), largest, (total * decay).sum(axis=1)
 
 
-@pytest.mark.optimised  # or exponentials are rounded otherwise
 @pytest.mark.parametrize(("splits", "width", "rows"), [(2, 64, 8), (132, 16, 16), (1056, 16, 8)])
 def test_equals_a_sum_over_splits(splits, width, rows):
     generator = np.random.default_rng(splits)
@@ -27,8 +26,9 @@ def test_equals_a_sum_over_splits(splits, width, rows):
     arrays = generator.normal(size=(2, splits, width, rows)), maximum, generator.uniform(size=(2, splits, rows))
     arrays = [jnp.asarray(array, jnp.float32) for array in arrays]
     found = jax.jit(lambda *arrays: triton_merge.merge(*arrays, interpret=True))(*arrays)
-    for ours, theirs in zip(found, expected(*arrays), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    sums_of_sizes = expected(jnp.abs(arrays[0]), *arrays[1:])  # what float32 rounds by: sums may be small beside them
+    for ours, theirs, sizes in zip(found, expected(*arrays), sums_of_sizes, strict=True):
+        np.testing.assert_array_less(np.abs(ours - theirs), 1e-6 * np.abs(sizes) + 1e-12)
 
 
 @needs_cuda
