@@ -1,6 +1,7 @@
 """Strictness for all tests, and the fixtures that many share."""
 
 import gc
+import itertools
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
@@ -52,6 +53,19 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+MOST_MAPS = 30_000
+"""Memory maps, of which a process on Linux has 65,530 and each compiled function takes some: LLVM crashes without."""
+TESTS = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Lets compiled functions go where there are many; looks at every 20th test."""
+    maps = Path("/proc/self/maps")
+    if next(TESTS) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
