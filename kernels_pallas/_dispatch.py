@@ -50,11 +50,13 @@ def choose(operation: str, unsupported: dict[str, str | None], *, implementation
 
 def device_kind(mesh: Mesh | None) -> str:
     """The kind of the devices of a mesh, or of the one that JAX runs on: "TPU v6 lite", "NVIDIA H200", "cpu"."""
-    return (default_device() if mesh is None else mesh.devices.flat[0]).device_kind
+    return device_of(mesh).device_kind
 
 
-def default_device() -> jax.Device:
-    """The device that JAX runs on where none is named: `jax.default_device`, or the first one of this process."""
+def device_of(mesh: Mesh | None) -> jax.Device:
+    """The first device of a mesh; without one that of `jax.default_device`, or the first one of this process."""
+    if mesh is not None:
+        return mesh.devices.flat[0]
     said = jax.config.jax_default_device
     return jax.local_devices(backend=said)[0] if said is None or isinstance(said, str) else said
 

@@ -2,7 +2,7 @@
 
 from jax.sharding import Mesh
 
-from kernels_pallas._dispatch import default_device
+from kernels_pallas._dispatch import device_of
 from kernels_pallas._tpu import LIBTPU
 from kernels_pallas.coded import (
     Coded,
@@ -42,7 +42,7 @@ __all__ = [
     "alignment",
     "choose_attention",
     "decode_attention",
-    "default_device",
+    "device_of",
     "divide",
     "encode",
     "implementations",

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kvjax._kernels import Coded, Segment, choose_attention, decode_attention, default_device, plane_bits
+from kvjax._kernels import Coded, Segment, choose_attention, decode_attention, device_of, plane_bits
 from kvjax.accounting import device_bytes
 from kvjax.peers import Case
 
@@ -66,7 +66,7 @@ def measure_kernels(case: Case, *, repeats: int, calls: int) -> list[dict[str, A
       calls: of a repeat.
     """
     rows: list[dict[str, Any]] = []
-    mesh = Mesh(np.array([[default_device()]]), ("data", "model"))  # the arrays are there, whatever else is
+    mesh = Mesh(np.array([[device_of(None)]]), ("data", "model"))  # the arrays are there, whatever else is
     copy = _copy_rate(case, repeats=repeats, calls=calls)
     for name, kind in KINDS.items():
         segment = _segment(kind, case)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kvjax._kernels import default_device
+from kvjax._kernels import device_of
 from kvjax.errors import UserError
 
 MESH_AXES = ("data", "model")
@@ -35,7 +35,7 @@ class Placement:
     @property
     def device(self) -> jax.Device:
         """The first device; without a mesh, the one that JAX runs on."""
-        return default_device() if self.mesh is None else self.mesh.devices.flat[0]
+        return device_of(self.mesh)
 
     @property
     def device_kind(self) -> str:

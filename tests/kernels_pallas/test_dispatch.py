@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from kernels_pallas._dispatch import Choice, choose, default_device, device_kind, on_each_device, spread, unspread
+from kernels_pallas._dispatch import Choice, choose, device_kind, device_of, on_each_device, spread, unspread
 from kernels_pallas._tpu import not_a_tpu
 
 ANSWERS = {"best": "it wants 128 lanes", "good": None, "reference": None}
@@ -33,9 +33,9 @@ def test_the_device_is_that_of_the_mesh_or_the_one_jax_runs_on():
     mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     assert device_kind(mesh) == device_kind(None) == "cpu"
     with jax.default_device(jax.devices()[3]):
-        assert default_device() == jax.devices()[3]
+        assert device_of(None) == jax.devices()[3]
     with jax.default_device("cpu"):
-        assert default_device() == jax.devices()[0]
+        assert device_of(None) == jax.devices()[0]
 
 
 def test_kernels_for_tpus_want_one_that_they_were_compiled_for():
